@@ -1,0 +1,110 @@
+"""The bundle of a finished run: a trained network with everything that predict needs, in one folder without pickle."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dltrain.build import Builder, locate
+from dltrain.checkpoint import Damaged, verify, write_manifest
+from dltrain.errors import ConfigError
+from dltrain.evaluate import chunk_size
+from dltrain.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+PARTS = ("task", "model", "activation", "loss")
+
+
+class Model:
+    """A trained network: `predict(frame)` gives one row of the frame a row, `evaluate(frame)` its metrics."""
+
+    def __init__(self, task: Task, preparation: Any) -> None:
+        self.task, self.preparation = task.eval(), preparation
+
+    @classmethod
+    def load(cls, folder: Path, trust: tuple[str, ...] = ()) -> "Model":
+        """Read a bundle after verifying every file's hash; nothing in it is executed.
+
+        Raises ConfigError if the bundle is damaged or was written by a newer dltrain.
+        """
+        try:
+            verify(folder)
+            described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        except Damaged as error:
+            raise ConfigError(f"run must have an undamaged model, got {folder.parent.name}: {error}") from None
+        preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
+        prepared = preparation.load(folder, described["preparation"])
+        task = make_task(Builder(described["parts"], trust), prepared)
+        task.load_state_dict(load_file(folder / "model.safetensors"))
+        return cls(task, prepared)
+
+    @torch.no_grad()
+    def outputs(self, features: Tensor) -> Tensor:
+        """What the task predicts for prepared features (rows, *shape_in)."""
+        size = chunk_size(features)
+        parts = [self.task.predictions({"features": piece}) for piece in features.split(size)] if len(features) else []
+        return torch.cat(parts) if parts else self.task.predictions({"features": features})
+
+    def predict(self, frame: "pd.DataFrame", source: str = "frame", first_row: int = 0) -> "pd.DataFrame":
+        """Predictions in the order of the rows: `row`, id columns, then what `dltrain predict` writes."""
+        import pandas as pd
+
+        predictions = self.outputs(self.preparation.features(frame, source, first_row))
+        columns: dict[str, Any] = {"row": range(first_row, first_row + len(frame))}
+        named = self.task.columns(predictions)
+        for name in self.preparation.id_columns:
+            if name in frame:
+                taken = name == "row" or name in named
+                columns[f"id_{name}" if taken else name] = frame[name].to_numpy()
+        return pd.DataFrame(columns | named)
+
+    def evaluate(self, frame: "pd.DataFrame", source: str = "frame") -> dict[str, float]:
+        """Metrics of rows that have the target column; raises DataError if they do not."""
+        truth = self.preparation.targets(frame, source)
+        return self.score(self.preparation.features(frame, source), {"target": truth})
+
+    def score(self, features: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of prepared rows."""
+        return self.task.metrics(self.outputs(features), rows)
+
+    def predict_file(self, source: str, rows: int = 65536) -> "Iterator[pd.DataFrame]":
+        """Predictions for a file (or `-`, standard input), a chunk at a time in the order of its rows."""
+        first = 0
+        for frame in self.preparation.read(source, rows):
+            yield self.predict(frame, "standard input" if source == "-" else Path(source).name, first)
+            first += len(frame)
+
+
+def make_task(builder: Builder, preparation: Any) -> Task:
+    """Build the task and its networks for prepared data; raises ConfigError for parts that do not fit."""
+    builder.handed["target"] = preparation.target
+    builder.handed["shape_in"] = preparation.shape_in
+    for group in ("activation", "loss", "model"):
+        builder.handed[group] = builder.part(group)
+    task: Task = builder.part("task")(data=preparation)
+    task.check()
+    return task
+
+
+def save(folder: Path, config: Mapping[str, Any], task: Task, preparation: Any) -> str:
+    """Write the bundle so that it is there whole or not at all; returns the SHA-256 of its weights."""
+    part = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    prepared = preparation.save(part)
+    save_file({key: value.cpu().contiguous() for key, value in task.state_dict().items()}, part / "model.safetensors")
+    described = {"format": FORMAT, "parts": {key: config[key] for key in PARTS}, "preparation": prepared}
+    described["choices"] = config["choices"]
+    (part / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
+    files = write_manifest(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return str(files["model.safetensors"]["sha256"])

@@ -1,0 +1,248 @@
+"""Save and restore a run's state so that a kill at any instant loses nothing that was published.
+
+A checkpoint is written to `.tmp-...`, every file and the folder are synced, the manifest (bytes and SHA-256 of each
+file) last, then it is renamed. Tensors are whole, under plain names, whatever the trainer, so any trainer continues from it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dltrain.errors import ConfigError
+from dltrain.faults import point
+from dltrain.player import Player
+
+FORMAT = 1
+Tensors = dict[str, dict[str, Tensor]]
+State = dict[str, Any]
+
+
+def pack(task: nn.Module, players: Mapping[str, Player]) -> tuple[Tensors, State]:
+    """Copies of all tensors by file, and the rest as JSON: weights, buffers, optimizers, schedulers, averages."""
+    tensors: Tensors = {"model": dict(task.state_dict()), "optim": {}, "ema": {}}
+    state: State = {"players": {}}
+    for name, player in players.items():
+        names = [key for key, p in player.network.named_parameters() if p.requires_grad]
+        packed = player.optimizer.state_dict()
+        plain: dict[str, dict[str, Any]] = {}
+        for index, values in packed["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors["optim"][f"{name}|{names[index]}|{key}"] = value
+                else:
+                    plain.setdefault(names[index], {})[key] = value
+        schedule = {key: value for key, value in player.scheduler.state_dict().items() if not callable(value)}
+        state["players"][name] = {"groups": packed["param_groups"], "plain": plain, "scheduler": schedule}
+        tensors["ema"] |= {f"{name}.{key}": value for key, value in player.average.items()}
+    copies = {
+        file: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
+        for file, group in tensors.items()
+        if group
+    }
+    return copies, state
+
+
+def unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, state: State) -> None:
+    """Put a packed state back."""
+    task.load_state_dict(tensors["model"])
+    for name, player in players.items():
+        saved = state["players"][name]
+        number = {key: i for i, (key, p) in enumerate(player.network.named_parameters()) if p.requires_grad}
+        index = {key: i for i, key in enumerate(sorted(number, key=lambda key: number[key]))}
+        values: dict[int, dict[str, Any]] = {index[key]: dict(plain) for key, plain in saved["plain"].items()}
+        for key, value in tensors.get("optim", {}).items():
+            owner, parameter, entry = key.split("|")
+            if owner == name:
+                values.setdefault(index[parameter], {})[entry] = value
+        player.optimizer.load_state_dict({"state": values, "param_groups": saved["groups"]})
+        player.scheduler.load_state_dict(saved["scheduler"])
+        for key, average in player.average.items():
+            average.copy_(tensors["ema"][f"{name}.{key}"])
+
+
+class Checkpoints:
+    """The checkpoints of a run: written by one thread in the background, read newest first."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 3) -> None:
+        self.folder, self.warn, self.keep = folder, warn, keep
+        self.before_save: Callable[[], None] = lambda: None  # what must be on disk before a checkpoint is published
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future | None = None
+        self.verified: int | None = None  # the newest step known to be readable
+        self.saved: int | None = None
+
+    def save(self, step: int, tensors: Tensors, state: State, best: int | None) -> None:
+        """Write a checkpoint in the background; errors of the one before it surface here."""
+        self.wait()
+        if step == self.saved:
+            return
+        self.saved = step
+        self.before_save()
+        self.pending = self.writer.submit(self._write, step, tensors, {"format": FORMAT, "best": best, **state}, best)
+
+    def wait(self) -> None:
+        """Wait until everything is on disk; raises OSError if the disk is full or read-only."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _write(self, step: int, tensors: Tensors, state: State, best: int | None) -> None:
+        point("save")
+        final = self.folder / f"step-{step:08d}"
+        if not final.exists():
+            self.folder.mkdir(exist_ok=True)
+            for stale in [*self.folder.glob(".tmp-*"), *self.folder.glob(".trash-*")]:
+                shutil.rmtree(stale)
+            part = self.folder / f".tmp-{final.name}"
+            part.mkdir()
+            for file, group in tensors.items():
+                point(f"save-{file}")
+                save_file(group, part / f"{file}.safetensors")
+            point("save-state")
+            (part / "state.json").write_text(json.dumps(state, allow_nan=True))
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(part.iterdir())
+            }
+            for path in part.iterdir():
+                sync(path)
+            point("save-manifest")
+            (part / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}))
+            sync(part / "manifest.json")
+            sync(part)
+            point("rename")
+            part.rename(final)
+            sync(self.folder)
+            point("renamed")
+        self.verified = step
+        if best is not None:
+            write_text(self.folder / "best", f"step-{best:08d}\n")
+        self._prune()
+        point("saved")
+
+    def _prune(self) -> None:
+        """Keep the newest few, and the best that each of them names."""
+        steps = self.steps()
+        kept = set(steps[-self.keep :])
+        for step in list(kept):
+            best = self._best_of(step)
+            kept |= {best} if best is not None else set()
+        for step in steps:
+            if step not in kept:
+                trash = self.folder / f".trash-step-{step:08d}"
+                (self.folder / f"step-{step:08d}").rename(trash)
+                point("prune")
+                shutil.rmtree(trash)
+
+    def _best_of(self, step: int) -> int | None:
+        try:
+            return json.loads((self.folder / f"step-{step:08d}" / "state.json").read_text())["best"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def steps(self) -> list[int]:
+        """Steps of all published checkpoints, oldest first."""
+        names = [path.name for path in self.folder.glob("step-*")] if self.folder.is_dir() else []
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def newest(self) -> tuple[Tensors, State] | None:
+        """The newest checkpoint that verifies; says why one was rejected and falls back."""
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except Damaged as error:
+                self.warn(f"checkpoint step-{step:08d} was rejected: {error}")
+                (self.folder / f"step-{step:08d}").rename(self.folder / f".trash-step-{step:08d}")
+        return None
+
+    def read(self, step: int) -> tuple[Tensors, State]:
+        """Verify and read one checkpoint; raises Damaged with the reason."""
+        folder = self.folder / f"step-{step:08d}"
+        files = verify(folder, step)
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            tensors = {name[: -len(".safetensors")]: load_file(folder / name) for name in files if name != "state.json"}
+        except Exception as error:
+            raise Damaged(f"{type(error).__name__}: {error}") from None
+        return tensors, state
+
+    def load_weights(self, step: int, task: nn.Module) -> bool:
+        """Load a checkpoint's weights, averaged ones where they are kept; False, with a warning, if it is damaged."""
+        try:
+            tensors, _ = self.read(step)
+        except Damaged as error:
+            self.warn(
+                f"the best checkpoint, step-{step:08d}, was rejected ({error}); the last weights are used instead"
+            )
+            return False
+        task.load_state_dict(tensors["model"] | tensors.get("ema", {}))
+        return True
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what its manifest says."""
+
+
+def verify(folder: Path, step: int | None = None) -> list[str]:
+    """The files of a manifest, each of which was found with its size and hash; raises Damaged with the reason."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = manifest["files"]
+        newer = manifest["format"] > FORMAT
+        other = step is not None and manifest["step"] != step
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"manifest.json cannot be read ({type(error).__name__})") from None
+    if newer:
+        raise ConfigError(
+            f"{folder.name} must be of format {FORMAT} or older, got {manifest['format']}; update dltrain"
+        )
+    if other:
+        raise Damaged(f"manifest.json is of step {manifest['step']}")
+    for name, entry in files.items():
+        path = folder / name
+        if path.name != name or not path.is_file() or path.is_symlink():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
+        if sha256(path) != entry["sha256"]:
+            raise Damaged(f"{name} does not have the content its manifest says")
+    return list(files)
+
+
+def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:
+    """Write the manifest of all files in a folder, and return their sizes and hashes."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"format": FORMAT, **more, "files": files}, indent=2))
+    sync(path)
+    return files
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_name(f".tmp-{path.name}")
+    part.write_text(text, encoding="utf-8")
+    sync(part)
+    part.replace(path)
+    sync(path.parent)

@@ -1,0 +1,37 @@
+"""Train a run: start it, continue it, or show it if it is finished."""
+
+from dltrain.report.terminal import Terminal
+from dltrain.run import Config, Run, absolute, opened
+
+
+def train(config: Config, words: list[str]) -> int:
+    """Train the run of a composed config; returns 0, and raises what ended it otherwise."""
+    terminal = Terminal()
+    with opened(config, words) as (run, name):
+        before = run.result()
+        if before.get("status") == "finished":
+            show(terminal, run, before)
+            return 0
+        choices = config["choices"]
+        terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
+        from dltrain.worker import work  # torch, scikit-learn and pandas: after the first words are on the screen
+
+        result = work(run, name, {**config, "data": absolute(config["data"])}, terminal)
+        terminal.finish(result, str(run.folder), predict_command(run))
+    return 0
+
+
+def show(terminal: Terminal, run: Run, result: Config) -> None:
+    """Show a finished run, and what about it may differ in the last bits elsewhere."""
+    terminal.opening(f"{run.name} is finished; fresh=true trains it again")
+    how = [f"threads {result.get('threads')}", f"device {result.get('device')}"]
+    how += ["compiled"] if result.get("compile") else []
+    how += [] if result.get("deterministic") else ["not deterministic"]
+    terminal.note("trained with " + ", ".join(how))
+    terminal.finish(result, str(run.folder), predict_command(run))
+
+
+def predict_command(run: Run) -> str:
+    """The command that applies a run to a new file."""
+    where = run.name if run.folder.parent.name == "outputs" else run.folder
+    return f"dltrain predict run={where} input=new.csv"

@@ -1,0 +1,149 @@
+"""What there is to say about the rows: the content of data.json, and one sentence for each thing to beware of."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dltrain.data.columns import FEATURES, Column, Place, text
+from dltrain.data.preparation import Preparation
+from dltrain.data.rows import Rows
+from dltrain.data.target import Target, labels
+
+TOP = 10  # of a category's levels
+SAME = 0.9999  # correlation from which two columns are one
+RARE = 20  # times that the largest class outnumbers the rarest
+
+
+def describe(
+    train: pd.DataFrame, kinds: list[Column], preparation: Preparation, splits: dict[str, Rows], content: dict[str, Any]
+) -> dict[str, Any]:
+    """What data.json holds: statistics are of the training rows; numbers are finite."""
+    split = asdict(content.pop("split"))
+    sizes = {name: len(rows["row"]) for name, rows in splits.items()}
+    return {
+        "format": 1,
+        **content,
+        "splits": sizes,
+        "split": split,
+        "columns": [statistics(train[column.name], column) for column in kinds],
+        "left_out": {column.name: column.kind for column in kinds if column.kind not in FEATURES},
+        "shape_in": list(preparation.shape_in),
+        "pipeline": {name: type(step).__name__ for name, step in preparation.steps.items()},
+        "target": preparation.target.to_json(),
+    }
+
+
+def statistics(series: pd.Series, column: Column) -> dict[str, Any]:
+    """Kind, missing, unique, and what fits the kind: mean, std, min, median, max of numbers and dates, levels of categories."""
+    words = text(series) if column.kind not in ("number", "date") else None
+    missing = int(np.sum(np.equal(words, None))) if words is not None else int(series.isna().sum())
+    found: dict[str, Any] = {"name": column.name, "kind": column.kind, "missing": missing}
+    if words is None:
+        values = column.values(series, Place(""))
+        known = values[~np.isnan(values)]
+        found["unique"] = len(np.unique(known))
+        if len(known):
+            with np.errstate(over="ignore"):
+                moments = {
+                    "mean": known.mean(),
+                    "std": known.std(),
+                    "min": known.min(),
+                    "median": np.median(known),
+                    "max": known.max(),
+                }
+            found |= {name: value.item() for name, value in moments.items() if np.isfinite(value)}
+        if column.kind == "date":
+            for name in {"min", "median", "max"} & set(found):
+                found[name] = str(pd.Timestamp(found[name], unit="D").round("s"))
+            found.pop("mean", None)
+            found["form"] = column.form
+        return found
+    counts = pd.Series(words, dtype=object).value_counts(sort=True)
+    found["unique"] = len(counts)
+    if column.kind in ("category", "yes/no", "constant"):
+        found["levels"] = {str(level): int(count) for level, count in counts.head(TOP).items()}
+    return found
+
+
+def warn(
+    splits: dict[str, Rows], goal: Target, train: pd.DataFrame, kinds: list[Column], features: np.ndarray
+) -> list[str]:
+    """One sentence each: rows on both sides of the split, a column that all but equals the target, a rare class."""
+    return [*duplicates(splits), *leaks(goal, train, kinds), *imbalance(goal)]
+
+
+def duplicates(splits: dict[str, Rows]) -> list[str]:
+    """Rows of validation and test whose features and target stand among the training rows."""
+    known = hashes(splits["train"])
+    said = []
+    for name, word in (("valid", "validation"), ("test", "test")):
+        rows = hashes(splits[name])
+        copies = int(np.isin(rows, known).sum())
+        if copies:
+            said.append(f"{copies} of {len(rows)} {word} rows are also training rows (same features, same target)")
+    return said
+
+
+def hashes(rows: Rows) -> np.ndarray:
+    """(rows,) uint64, equal for equal features and target."""
+    generator = np.random.default_rng(0)
+    total = np.zeros(len(rows["row"]), np.uint64)
+    for name in ("features", "target"):
+        cells = rows[name].reshape(len(total), -1).numpy() + 0  # -0.0 is 0.0
+        bits = cells.view(np.uint32 if cells.dtype == np.float32 else np.uint64)
+        for column in bits.T:
+            mixed = column.astype(np.uint64) * generator.integers(2**63, 2**64, dtype=np.uint64)
+            total += mixed ^ (mixed >> np.uint64(29))
+    return total
+
+
+def leaks(goal: Target, train: pd.DataFrame, kinds: list[Column]) -> list[str]:
+    """Columns from which the target can be read off."""
+    said = []
+    for name in goal.names if goal.kind != "multilabel" else ():
+        place = Place("")
+        for column in kinds:
+            if column.kind not in FEATURES or column.kind == "text":
+                continue
+            if goal.kind == "number":
+                same = column.kind in ("number", "date") and correlation(train, column, name) > SAME
+            else:
+                same = one_to_one(text(train[column.name]), labels(train[name], place))
+            if same:
+                said.append(
+                    f"column {column.name} all but equals the target {name}; if it is not known beforehand, set data.ignore=[{column.name}]"
+                )
+    return said
+
+
+def correlation(train: pd.DataFrame, column: Column, name: str) -> float:
+    """Of a column with a target, over rows that have both, in absolute value."""
+    x, y = column.values(train[column.name], Place("")), Column(name, "number").values(train[name], Place(""))
+    both = ~np.isnan(x) & ~np.isnan(y)
+    x, y = x[both] - x[both].mean(), y[both] - y[both].mean()
+    x, y = x / max(np.abs(x).max(initial=0), 1e-300), y / max(np.abs(y).max(initial=0), 1e-300)
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return abs(float(x @ y)) / scale if scale > 0 and both.sum() > 2 else 0.0
+
+
+def one_to_one(words: np.ndarray, classes: np.ndarray) -> bool:
+    """True if each word goes with one class and each class with one word, but for one row in a thousand."""
+    table = pd.crosstab(pd.Series(words, dtype=object).fillna(""), pd.Series(classes, dtype=object))
+    if table.shape[0] != table.shape[1]:
+        return False
+    best = table.to_numpy().argmax(axis=1)
+    agree = int(table.to_numpy().max(axis=1).sum())
+    return len(set(best.tolist())) == len(best) and agree >= 0.999 * len(words)
+
+
+def imbalance(goal: Target) -> list[str]:
+    """The rarest class, if the largest is many times as large."""
+    if goal.kind not in ("binary", "classes") or max(goal.counts) < RARE * min(goal.counts):
+        return []
+    rare, large = int(np.argmin(goal.counts)), int(np.argmax(goal.counts))
+    return [
+        f"classes of {goal.names[0]} are far from balanced: {goal.counts[rare]} training rows of {goal.classes[rare]},"
+        f" {goal.counts[large]} of {goal.classes[large]}; look at more than accuracy"
+    ]

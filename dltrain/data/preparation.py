@@ -1,0 +1,138 @@
+"""Everything learnt from the training rows, and all that new rows need to become features."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dltrain.data import pipeline
+from dltrain.data.columns import Column, Place, numbers
+from dltrain.data.encoding import Encoding
+from dltrain.data.files import File
+from dltrain.data.target import Target, missing
+from dltrain.errors import DataError
+
+FILE = "preparation.skops"
+
+
+class Preparation:
+    """From rows of a table to what a network reads: features (rows, *shape_in), targets, weights.
+
+    Columns may come in any order, with others between them; cells may be missing; categories may be new.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        steps: dict[str, Any],
+        shape_in: tuple[int, ...],
+        target: Target,
+        id_columns: list[str],
+        weight: str | None = None,
+        reading: dict[str, Any] | None = None,
+    ) -> None:
+        self.encoding = encoding
+        self.steps = steps
+        self.shape_in = shape_in
+        self.target = target
+        self.id_columns = id_columns
+        self.weight = weight
+        self.reading = reading or {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The feature columns a new file must have."""
+        return [column.name for column in self.encoding.columns]
+
+    def features(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor:
+        """float32 (rows, *shape_in); raises DataError naming source, row and column of what cannot be read."""
+        place = Place(source, first_row)
+        if not len(frame):
+            return torch.zeros(0, *self.shape_in)
+        matrix = self.encoding.transform(frame, place)
+        for name, step in self.steps.items():
+            matrix = pipeline.apply(name, step, matrix)
+        return self.fold(matrix, place)
+
+    def fold(self, matrix: np.ndarray, place: Place) -> Tensor:
+        """float64 (rows, n) to float32 (rows, *shape_in); raises DataError at a number float32 cannot hold."""
+        with np.errstate(over="ignore"):
+            single = np.ascontiguousarray(matrix, np.float32)
+        if not np.isfinite(single).all():
+            row = int(np.argmax(~np.isfinite(single).all(axis=1)))
+            raise DataError(
+                f"{place.source} row {place.row(row)}: expected features below 3.4e38 after the pipeline, got larger ones"
+            )
+        return torch.from_numpy(single).reshape(len(single), *self.shape_in)
+
+    def has_target(self, frame: pd.DataFrame) -> bool:
+        """True if the frame has every target column."""
+        return all(name in frame.columns for name in self.target.names)
+
+    def targets(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor:
+        """As `Target.encode`; raises DataError if a column or a cell is missing."""
+        return self.target.encode(frame, source, first_row)
+
+    def known(self, frame: pd.DataFrame) -> np.ndarray:
+        """(rows,) True where no target is missing."""
+        return ~missing(frame, self.target.names)
+
+    def weights(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor | None:
+        """float32 (rows,), or None without `data.weight` or its column; raises DataError at a missing or negative one."""
+        if self.weight is None or self.weight not in frame.columns:
+            return None
+        return torch.from_numpy(row_weights(frame[self.weight], Place(source, first_row)).astype(np.float32))
+
+    def read(self, path: str, rows: int = 65_536) -> Iterator[pd.DataFrame]:
+        """Chunks of a new file (`-` is standard input), in the form `features` takes; the index counts its rows from 0."""
+        file = File(str(path), self.reading.get("delimiter"), self.reading.get("encoding", "utf-8"), setting="input")
+        kinds = {column.name: column.kind for column in self.encoding.columns}
+        direct = {name for name, kind in kinds.items() if kind == "number"} - set(self.id_columns)
+        text = {*kinds, *self.id_columns, *self.target.names, *([self.weight] if self.weight else [])} - direct
+        yield from file.chunks(rows, direct, text)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the fitted transformers into a folder; gives the rest as what JSON can hold."""
+        parts = {"blocks": self.encoding.blocks, "steps": self.steps}
+        (Path(folder) / FILE).write_bytes(pipeline.dumps(parts))
+        return {
+            "_target_": "dltrain.data.preparation.Preparation",
+            "format": 1,
+            "columns": [column.to_json() for column in self.encoding.columns],
+            "steps": list(self.steps),
+            "shape_in": list(self.shape_in),
+            "target": self.target.to_json(),
+            "id_columns": self.id_columns,
+            "weight": self.weight,
+            "reading": self.reading,
+        }
+
+    @classmethod
+    def load(cls, folder: Path, state: dict[str, Any]) -> "Preparation":
+        """What `save` wrote; executes nothing of the folder's."""
+        parts = pipeline.load(Path(folder) / FILE)
+        columns = [Column(**column) for column in state["columns"]]
+        return cls(
+            Encoding(columns, parts["blocks"]),
+            {name: parts["steps"][name] for name in state["steps"]},
+            tuple(state["shape_in"]),
+            Target.from_json(state["target"]),
+            list(state["id_columns"]),
+            state["weight"],
+            dict(state["reading"]),
+        )
+
+
+def row_weights(series: pd.Series, place: Place) -> np.ndarray:
+    """(rows,) float64; raises DataError at a missing or negative weight."""
+    found = numbers(series, place)
+    wrong = np.isnan(found) | (found < 0)
+    if wrong.any():
+        position = int(np.argmax(wrong))
+        got = "" if np.isnan(found[position]) else found[position].item()
+        raise place.error(position, str(series.name), "a weight of at least 0", got)
+    return found

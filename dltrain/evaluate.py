@@ -1,0 +1,49 @@
+"""Losses and predictions of rows that are not trained on."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from dltrain.distributed import Single
+from dltrain.faults import point
+from dltrain.player import Player
+from dltrain.tasks.task import Task
+
+CHUNK_NUMBERS = 2**20  # numbers in the features of one evaluation pass
+
+
+def chunk_size(features: Tensor) -> int:
+    """Rows of one pass: fixed by the shape of a row alone, so that it does not depend on where a run computes."""
+    return max(16, min(8192, CHUNK_NUMBERS // max(1, features.shape[1:].numel())))
+
+
+@torch.no_grad()
+def assess(
+    task: Task, players: Mapping[str, Player], rows: Mapping[str, Tensor], trainer: Single
+) -> tuple[dict[str, float], Tensor]:
+    """Mean loss by player, and all predictions on the CPU in the order of the rows; with averaged weights if kept."""
+    point("evaluate")
+    sums: dict[str, Tensor] = {}
+    parts: list[Tensor] = []
+    task.eval()
+    with ExitStack() as stack:
+        for player in players.values():
+            stack.enter_context(player.averaged())
+        for start, end in trainer.chunks(len(rows["features"]), chunk_size(rows["features"])):
+            with trainer.autocast():
+                moves, predictions = task.assess({key: v[start:end].to(trainer.device) for key, v in rows.items()})
+            for name, total, count in moves:
+                pair = torch.stack([total.cpu().double(), torch.as_tensor(count, dtype=torch.float64).cpu()])
+                sums[name] = sums.get(name, 0) + pair
+            parts.append(predictions.cpu())
+    task.train()
+    point("evaluated")
+    return {name: float(total / count) for name, (total, count) in sums.items()}, trainer.gather(parts)
+
+
+def named(split: str, losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses under the names of a record: `loss`, and one a player if there are several."""
+    record = {f"{split}loss": sum(losses.values())} if losses else {}
+    return record | ({f"{split}{name}_loss": value for name, value in losses.items()} if len(losses) > 1 else {})

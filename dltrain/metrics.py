@@ -1,0 +1,193 @@
+"""What is measured on rows, by the target's kind: names, directions and values that are always finite."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dltrain.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from dltrain.data.target import Target
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "number": ("rmse", "mae", "r2"),
+    "binary": ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "log_loss", "calibration_error"),
+    "classes": ("accuracy", "balanced_accuracy", "f1", "auroc", "log_loss", "calibration_error"),
+    "multilabel": ("accuracy", "f1", "auroc"),
+}
+EACH = {"number": ("rmse", "mae", "r2"), "multilabel": ("accuracy", "f1")}  # also per target column, as `f1/<name>`
+MONITORS = {
+    "number": "rmse",
+    "binary": "auroc",  # needs no threshold, so it still moves when one class is rare
+    "classes": "accuracy",
+    "multilabel": "f1",  # accuracy is high for labels that are never there
+}
+SMALLER_IS_BETTER = frozenset({"loss", "rmse", "mae", "log_loss", "calibration_error"})
+
+
+def default_monitor(kind: str) -> str:
+    """Name the metric that picks the best epoch for a kind of target."""
+    return MONITORS[kind]
+
+
+def direction(name: str) -> str:
+    """Return `min` or `max`: which way the metric called `name` (with or without `valid/`) gets better."""
+    return "min" if name.removeprefix("valid/").split("/")[0] in SMALLER_IS_BETTER else "max"
+
+
+def names(target: "Target") -> tuple[str, ...]:
+    """Name every metric of a target: those of its kind, and per column when it has several."""
+    each = EACH.get(target.kind, ()) if len(target.names) > 1 else ()
+    return (*NAMES[target.kind], *(f"{metric}/{name}" for metric in each for name in target.names))
+
+
+def check_monitor(name: str, target: "Target") -> str:
+    """Return the metric that `name` means (`valid/accuracy` is `accuracy`); raises ConfigError if there is none."""
+    metric = name.removeprefix("valid/")
+    if metric in ("loss", *names(target)):
+        return metric
+    what = {"number": "numbers", "binary": "a yes/no target", "multilabel": "yes/no labels"}.get(target.kind, "classes")
+    raise ConfigError(f"monitor must be a metric of {what}, got {name}{nearest(metric, ('loss', *NAMES[target.kind]))}")
+
+
+def score(target: "Target", prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> dict[str, float]:
+    """Measure predictions in the target's own units; a value that these rows leave undefined is absent, never NaN.
+
+    Args:
+        target: says the kind and the columns' names.
+        prediction: number (rows, n) in own units; binary p (rows, 1); classes (rows, C); multilabel p (rows, L).
+        truth: number (rows, n) in own units; binary (rows, 1); classes int64 (rows,); multilabel (rows, L).
+        threshold: a yes is a probability above it.
+    """
+    smallest = torch.finfo(prediction.dtype).eps  # what log_loss may blame the network for: it gave this dtype
+    threshold = torch.tensor(threshold, dtype=prediction.dtype).item()  # as p is rounded: 0.2 is not above 0.2
+    prediction, truth = prediction.detach().double().cpu(), truth.detach().cpu()
+    if len(truth) == 0 or not bool(prediction.isfinite().all()):
+        return {}
+    match target.kind:
+        case "number":
+            found = _numbers(target.names, prediction, truth.double())
+        case "classes":
+            found = _classes(prediction, truth, smallest)
+        case "binary":
+            found = _binary(prediction[:, 0], truth[:, 0].long(), threshold, smallest)
+        case _:
+            found = _labels(target.names, prediction, truth.long(), threshold)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _numbers(columns: tuple[str, ...], prediction: Tensor, truth: Tensor) -> dict[str, float]:
+    """Errors of (rows, n): their mean over columns, then per column."""
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+
+    n = truth.shape[1]
+    values = {
+        "rmse": mean_squared_error(prediction, truth, squared=False, num_outputs=n).reshape(n),
+        "mae": mean_absolute_error(prediction, truth, num_outputs=n).reshape(n),
+        "r2": torch.full((n,), math.nan, dtype=torch.float64),
+    }
+    varies = (truth != truth[0]).any(0)  # r2 compares with the spread of the truth
+    if varies.any():
+        middle = truth.mean(0)  # r2_score squares before it subtracts: far from zero that leaves no digits
+        values["r2"][varies] = r2_score(
+            (prediction - middle)[:, varies], (truth - middle)[:, varies], multioutput="raw_values"
+        )
+    found = {name: float(value[varies].mean() if name == "r2" else value.mean()) for name, value in values.items()}
+    return found | _per_column(columns, values)
+
+
+def _classes(prediction: Tensor, truth: Tensor, smallest: float) -> dict[str, float]:
+    """Scores of probabilities (rows, C) against classes (rows,)."""
+    from torchmetrics.functional.classification import (
+        multiclass_calibration_error,
+        multiclass_stat_scores,
+        multilabel_auroc,
+    )
+
+    n = prediction.shape[1]
+    counts = multiclass_stat_scores(prediction, truth, n, average=None, validate_args=False).double()
+    found = _of_counts(counts, len(truth))
+    seen = counts[:, 4] > 0
+    if int(seen.sum()) > 1:  # one class against the rest, for the classes that these rows have
+        rest = (truth[:, None] == torch.arange(n)).long()[:, seen]
+        found["auroc"] = float(multilabel_auroc(prediction[:, seen], rest, int(seen.sum()), validate_args=False))
+    found["log_loss"] = float(-prediction.gather(1, truth[:, None]).clamp(smallest, 1 - smallest).log().mean())
+    found["calibration_error"] = float(multiclass_calibration_error(prediction, truth, n, validate_args=False))
+    return found
+
+
+def _binary(prediction: Tensor, truth: Tensor, threshold: float, smallest: float) -> dict[str, float]:
+    """Scores of p (rows,) against 0 and 1 (rows,); f1 is that of the positive class."""
+    from torchmetrics.functional.classification import (
+        binary_auroc,
+        binary_average_precision,
+        binary_calibration_error,
+        binary_stat_scores,
+    )
+
+    tp, fp, tn, fn, yes = binary_stat_scores(prediction, truth, threshold, validate_args=False).tolist()
+    both = torch.tensor([[tn, fn, tp, fp, len(truth) - yes], [tp, fp, tn, fn, yes]], dtype=torch.float64)
+    found = _of_counts(both, len(truth)) | {"f1": float(_f1(both)[1])}
+    if 0 < yes < len(truth):
+        found["auroc"] = float(binary_auroc(prediction, truth, validate_args=False))
+        found["average_precision"] = float(binary_average_precision(prediction, truth, validate_args=False))
+    right = torch.where(truth == 1, prediction, 1 - prediction)
+    found["log_loss"] = float(-right.clamp(smallest, 1 - smallest).log().mean())
+    found["calibration_error"] = float(binary_calibration_error(prediction, truth, validate_args=False))
+    return found
+
+
+def _labels(columns: tuple[str, ...], prediction: Tensor, truth: Tensor, threshold: float) -> dict[str, float]:
+    """Scores of p (rows, L) against 0 and 1 (rows, L): their mean over labels, then per label."""
+    from torchmetrics.functional.classification import multilabel_auroc, multilabel_stat_scores
+
+    n = truth.shape[1]
+    counts = multilabel_stat_scores(prediction, truth, n, threshold, average=None, validate_args=False).double()
+    each = {"accuracy": (counts[:, 0] + counts[:, 2]) / len(truth), "f1": _f1(counts)}
+    found = {name: float(value.mean()) for name, value in each.items()}
+    yes = counts[:, 4]
+    mixed = (yes > 0) & (yes < len(truth))
+    if mixed.any():
+        found["auroc"] = float(
+            multilabel_auroc(prediction[:, mixed], truth[:, mixed], int(mixed.sum()), validate_args=False)
+        )
+    return found | _per_column(columns, each)
+
+
+def _per_column(columns: tuple[str, ...], values: dict[str, Tensor]) -> dict[str, float]:
+    """Name each of the values (n,) after its target column, if there are several."""
+    if len(columns) < 2:
+        return {}
+    return {f"{name}/{c}": float(v) for name, value in values.items() for c, v in zip(columns, value, strict=True)}
+
+
+def _of_counts(counts: Tensor, rows: int) -> dict[str, float]:
+    """Accuracies and macro f1 from torchmetrics' counts (C, 5): tp, fp, tn, fn, rows of the class."""
+    tp, fp, _, fn, support = counts.unbind(1)
+    seen, named = support > 0, tp + fp + fn > 0
+    return {
+        "accuracy": float(tp.sum() / rows),
+        "balanced_accuracy": float((tp[seen] / support[seen]).mean()),
+        "f1": float(_f1(counts)[named].mean()),
+    }
+
+
+def _f1(counts: Tensor) -> Tensor:
+    """F1 (C,) of counts (C, 5); 0 where a class is neither there nor predicted."""
+    tp, fp, _, fn, _ = counts.unbind(1)
+    return 2 * tp / (2 * tp + fp + fn).clamp(min=1)
+
+
+def best_threshold(prediction: Tensor, truth: Tensor) -> float:
+    """The threshold on p (rows, 1) with the best F1 for the positive class: halfway between two neighbouring p."""
+    from torchmetrics.functional.classification import binary_precision_recall_curve
+
+    p = prediction.flatten().double()
+    precision, recall, thresholds = binary_precision_recall_curve(p, truth.flatten().long())
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    best = int(f1[: len(thresholds)].argmax())  # the last point of the curve has no threshold
+    chosen = thresholds[best].double()
+    below = p[p < chosen]
+    return float((chosen + (below.max() if len(below) else 0.0)) / 2)

@@ -1,0 +1,350 @@
+"""A run on disk: its name, folder, lock and status. This module alone names and makes run folders.
+
+A run is built in `.<name>.new`, under a lock, and renamed once everything that could be wrong with it has been checked.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from importlib import metadata, util
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from dltrain.data.content import content_hash
+from dltrain.errors import ConfigError, RunInUse, nearest
+from dltrain.settings import Settings
+
+FORMAT = 1
+GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
+WHERE = ("trainer", "logger")  # groups that say where a run happens
+ELSEWHERE = ("name", "output_root", "fresh", "trust")  # settings of where a run is, not of what it is
+Config = dict[str, Any]
+
+
+def identity(config: Config, processes: int = 1) -> Config:
+    """What determines a run's result: the groups, data by content, the settings, and the source of trusted modules."""
+    what: Config = {group: config.get(group) for group in GROUPS}
+    what["data"] = content_hash(config["data"])
+    what["pipeline"] = list((config.get("pipeline") or {}).items())  # the one mapping whose order matters
+    what |= {f.name: config.get(f.name, f.default) for f in fields(Settings) if f.name not in ELSEWHERE}
+    what["shards"] = what["shards"] or processes
+    what["trust"] = {module: _source_hash(module) for module in config.get("trust") or []}
+    return what
+
+
+def _source_hash(module: str) -> str:
+    try:
+        found = util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or not found.origin:
+        raise ConfigError(f"trust must name modules that can be imported from here, got {module}")
+    home = Path(found.origin)
+    files = sorted(home.parent.rglob("*.py")) if home.name == "__init__.py" else [home]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def digest(what: Config) -> str:
+    """The hash of an identity; mappings are sorted, so the order in which settings were typed does not matter."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+@dataclass
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def bundle(self) -> Path:
+        """The folder with all that predict needs; raises ConfigError if the run has none yet."""
+        if not (self.folder / "model" / "model.json").is_file():
+            status = self.result().get("status", "unfinished")
+            raise ConfigError(
+                f"run must be a finished run, got {self.name}, which is {status}; dltrain resume run={self.name}"
+            )
+        return self.folder / "model"
+
+    def config(self) -> Config:
+        """The resolved config; raises ConfigError if it cannot be read or is of a newer format."""
+        try:
+            config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        if not isinstance(config, dict):
+            raise ConfigError(f"run must be a run folder, got {self.folder}, whose config.yaml is damaged")
+        check_format(config, self.folder / "config.yaml")
+        return config
+
+    def words(self) -> list[str]:
+        """The overrides that were typed."""
+        path = self.folder / "overrides.yaml"
+        return list(yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.is_file() else []
+
+    def result(self) -> Config:
+        """What result.json says; {} if there is none."""
+        try:
+            result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return result if isinstance(result, dict) else {}
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file so that it is there whole or not at all."""
+        write_whole(self.folder / name, json.dumps({"format": FORMAT, **content}, indent=2, ensure_ascii=False) + "\n")
+
+    def publish(self, name: str) -> None:
+        """Give a new run its name, now that all of it was checked."""
+        if self.folder.name != name:
+            target = self.folder.with_name(name)
+            self.folder.rename(target)
+            self.folder = target
+
+    def discard(self) -> None:
+        """Remove a run that never got its name."""
+        if self.folder.name.startswith("."):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in (self.folder.parent,):
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file atomically: temporary file, sync, rename."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def check_format(content: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError for a file written by a newer dltrain."""
+    version = content.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ConfigError(f"{path} must be of format {FORMAT} or older, got {version}; update dltrain")
+
+
+def lock(folder: Path) -> IO[str] | None:
+    """Hold the run's lock until the file is closed; None if the folder is not there any more.
+
+    Raises RunInUse if another process writes it.
+    """
+    try:
+        file = (folder / "run.lock").open("a+", encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        name = folder.name.removeprefix(".").removesuffix(".new") if folder.name.startswith(".") else folder.name
+        raise RunInUse(f"run {name} is in use by {holder}") from None
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+    file.flush()
+    return file
+
+
+@contextmanager
+def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tuple[Run, str]]:
+    """The run of a config, locked, and the name that it gets or has.
+
+    A new one lies in `.<name>.new` and is removed if it was not published.
+    """
+    what = identity(config, processes)
+    choices = config["choices"]
+    name = config["name"] or f"{choices['data']}-{choices['model']}-{digest(what)[:8]}"
+    root = Path(config["output_root"]).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    folder, new = root / name, root / f".{name}.new"
+    while True:
+        run = Run(folder if folder.is_dir() else new)
+        if run.folder is new:
+            new.mkdir(exist_ok=True)
+        held = lock(run.folder)
+        if held is None or (run.folder is new and folder.is_dir()):  # published or removed while we looked
+            if held is not None:
+                shutil.rmtree(new, ignore_errors=True)
+                held.close()
+            continue
+        if config["fresh"] and run.folder is folder:
+            set_aside(run)
+            held.close()
+            continue
+        break
+    try:
+        if run.folder is new:
+            _fill(run, config, words, what)
+        else:
+            _same(run, config, what, name)
+        yield run, name
+    finally:
+        run.discard()
+        held.close()
+
+
+def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
+    for path in run.folder.iterdir():  # left by a process that was killed before it could publish
+        if path.name != "run.lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_yaml(
+        run.folder / "config.yaml", {"format": FORMAT, "hash": digest(what), **config, "data": absolute(config["data"])}
+    )
+    write_yaml(run.folder / "overrides.yaml", words)
+    run.write("environment.json", environment())
+
+
+def absolute(data: Config) -> Config:
+    """Data settings whose paths hold from any folder."""
+    return {
+        key: str(Path(value).expanduser().absolute()) if key.endswith("path") and isinstance(value, str) else value
+        for key, value in data.items()
+    }
+
+
+def _same(run: Run, new: Config, what: Config, name: str) -> None:
+    """Refuse a run of other settings under a name that the user gave."""
+    config = run.config()
+    if config.get("hash") == digest(what):
+        return
+    before = {
+        key: value for key, value in config.items() if key not in (*ELSEWHERE, "format", "hash", "choices", *WHERE)
+    }
+    after = {key: value for key, value in {**new, "data": absolute(new["data"])}.items() if key in before}
+    changed = list(differences(before, after)) or [("the content of data.path", "another", "changed")]
+    shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    raise ConfigError(f"name must be free or of the same settings, got {name}, a run in which {shown}{more}")
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (setting, before, after) for every leaf in which two configs differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after} - {"format"}):
+            yield from differences(before.get(key), after.get(key), f"{prefix}{key}.")
+    elif before != after:
+        yield prefix.rstrip("."), before, after
+
+
+def set_aside(run: Run) -> Path:
+    """Move a finished run to `<name>~1` (or the next free number)."""
+    number = 1
+    while (target := run.folder.with_name(f"{run.folder.name}~{number}")).exists():
+        number += 1
+    run.folder.rename(target)
+    return target
+
+
+def find(word: str, root: str = "outputs") -> Run:
+    """A run by its folder, a unique prefix of its name, `last` or `best`; raises ConfigError if there is none."""
+    given = Path(word).expanduser()
+    if given.is_dir() and (given / "config.yaml").is_file():
+        return Run(given.resolve())
+    home = Path(root).expanduser()
+    runs = [Run(path) for path in sorted(home.iterdir()) if _is_run(path)] if home.is_dir() else []
+    if word in ("last", "best"):
+        picked = _last(runs) if word == "last" else _best(runs)
+        if picked is None:
+            raise ConfigError(
+                f"run={word} must have {'a run' if word == 'last' else 'a finished run'} in {root}, got none"
+            )
+        return picked
+    matching = [run for run in runs if run.name == word] or [run for run in runs if run.name.startswith(word)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise ConfigError(
+            f"run must be the beginning of one name, got {word}, which begins {', '.join(r.name for r in matching)}"
+        )
+    if given.is_dir():
+        raise ConfigError(f"run must be a run folder, got {word}, which has no config.yaml")
+    raise ConfigError(f"run must be a run in {root}, got {word}{nearest(word, [run.name for run in runs])}")
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".") and (path / "config.yaml").is_file()
+
+
+def _last(runs: list[Run]) -> Run | None:
+    return max(
+        runs,
+        key=lambda run: (run.folder / "result.json").stat().st_mtime if (run.folder / "result.json").exists() else 0,
+        default=None,
+    )
+
+
+def _best(runs: list[Run]) -> Run | None:
+    """The finished run with the best monitored validation metric, among the runs with the metric of the last one."""
+    finished = [run for run in runs if run.result().get("status") == "finished"]
+    newest = _last(finished)
+    if newest is None:
+        return None
+    monitor, data = newest.result().get("monitor"), newest.config().get("data")
+    rivals = [run for run in finished if run.result().get("monitor") == monitor and run.config().get("data") == data]
+    sign = -1.0 if newest.result().get("direction") == "min" else 1.0
+    return max(rivals, key=lambda run: sign * run.result()["valid"].get(monitor, -sign * float("inf")))
+
+
+def environment() -> Config:
+    """Versions, hardware, commit and command, for whoever wants to know later."""
+    packages = (
+        "dltrain",
+        "torch",
+        "numpy",
+        "scikit-learn",
+        "pandas",
+        "hydra-core",
+        "torchmetrics",
+        "safetensors",
+        "skops",
+    )
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "git": _git(),
+    }
+
+
+def _git() -> Config | None:
+    """Commit and whether the work tree differs from it; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

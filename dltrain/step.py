@@ -1,0 +1,119 @@
+"""One training step: every player moves once, on the sum over the shards of a global batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dltrain.distributed import ShardSum, Single
+from dltrain.order import noise_seed, shard_bounds
+from dltrain.player import Finite, Player
+from dltrain.regularizers import Regularizer
+from dltrain.tasks.task import Move, Task
+
+Rows = Mapping[str, Tensor]
+
+
+class Step:
+    """Steps a task's players, and keeps their running losses on the device until somebody looks."""
+
+    def __init__(
+        self,
+        task: Task,
+        players: Mapping[str, Player],
+        trainer: Single,
+        regularizers: Sequence[Regularizer],
+        activation: type[nn.Module],
+        seed: int,
+        shards: int,
+        exact: bool,
+    ) -> None:
+        self.task, self.players, self.trainer = task, players, trainer
+        self.seed, self.shards, self.exact = seed, shards, exact
+        self.row_parts = [part for part in regularizers if type(part).rows is not Regularizer.rows]
+        self.readers = [part for part in regularizers if part.reads_activations]
+        self.draws = task.draws or any(part.draws for part in regularizers) or any(map(_drops, task.modules()))
+        self.least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules()) else 1
+        self.finite = Finite(trainer.device, scaled=trainer.dtype is torch.float16)
+        self.losses: dict[str, list[Tensor | float]] = {}  # player: [sum, count] since they were last taken
+        self.activations: list[Tensor] = []
+        if self.readers:
+            for module in task.modules():
+                if isinstance(module, activation):
+                    module.register_forward_hook(lambda _module, _input, output: self.activations.append(output))
+
+    def __call__(self, batch: Rows, n_rows: int, step: int) -> None:
+        """Train on a global batch; `step` is its number in the run."""
+        shards = [(shard, rows, self._moves(piece)) for shard, rows, piece in self._pieces(batch, n_rows)]
+        move = 0
+        while self._move(shards, step, move):
+            move += 1
+
+    def _pieces(self, batch: Rows, n_rows: int) -> Iterator[tuple[int, int, Rows]]:
+        if self.shards == 1:
+            yield 0, n_rows, batch
+            return
+        bounds = shard_bounds(n_rows, self.shards, self.least)
+        for shard in self.trainer.owned(self.shards):
+            start, end = bounds[shard]
+            yield shard, end - start, {key: values[start:end] for key, values in batch.items()}
+
+    def _moves(self, shard: Rows) -> Iterator[Move]:
+        """The losses of one shard, with what regularizers make of its rows and activations."""
+        for part in self.row_parts:
+            shard = part.rows(dict(shard))
+        for name, total, count in self.task.losses(shard):
+            for part in self.readers:
+                penalty = part.penalty(self.players[name].network, self.activations)
+                total = total if penalty is None else total + penalty
+            self.activations.clear()
+            yield name, total, count
+
+    def _move(self, shards: list[tuple[int, int, Iterator[Move]]], step: int, move: int) -> bool:
+        """Let the next player move; False if there is none."""
+        summed: ShardSum | None = None
+        for shard, rows, moves in shards:
+            if not rows:
+                continue
+            if self.draws:
+                self.trainer.seed(noise_seed(self.seed, step, move, shard))
+            if summed is None:
+                summed = ShardSum(self.task, self.shards, self.exact)
+            with self.trainer.autocast():
+                made = next(moves, None)
+            if made is None:
+                return False
+            name, total, count = made
+            player = self.players[name]
+            if not summed.rows:
+                player.zero_grad()
+            (total if self.finite.scale is None else total * self.finite.scale).backward()
+            summed.add(player.parameters, total.detach(), count, rows)
+        assert summed is not None, "a batch has at least one row"
+        total, count = summed.close(player.parameters)
+        self._count(player.name, total, count)
+        player.step(total, count, self.finite)
+        return True
+
+    def _count(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        if name not in self.losses:
+            kind = torch.float32 if self.trainer.device.type == "mps" else torch.float64
+            self.losses[name] = [torch.zeros((), dtype=kind, device=self.trainer.device), 0.0]
+        sums = self.losses[name]
+        sums[0] += total
+        sums[1] += count
+
+    def mean_losses(self) -> dict[str, float]:
+        """The mean loss of each player since the last `losses.clear()`."""
+        return {name: float(total) / float(count) for name, (total, count) in self.losses.items()}
+
+    def load_losses(self, losses: Mapping[str, Sequence[float]]) -> None:
+        """Take up running losses that were saved in the middle of an epoch."""
+        self.losses.clear()
+        for name, (total, count) in losses.items():
+            self._count(name, torch.zeros((), device=self.trainer.device), count)
+            self.losses[name][0] += total
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0

@@ -1,0 +1,1 @@
+"""Learning problems, one a file. Each owns its networks and says what they minimise."""

@@ -1,0 +1,59 @@
+"""What every learning problem offers to the loop."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from dltrain.errors import ConfigError
+
+Move = tuple[str, Tensor, Tensor | int]
+
+
+class Task(nn.Module):
+    """A learning problem. Every child module is a player, with an optimizer and a loss of its own."""
+
+    reads = "features"  # networks of another kind say so and are refused
+    draws = False  # True if losses draws random numbers of its own
+
+    def check(self) -> None:
+        """Raise ConfigError if a network reads something else than this task gives."""
+        for network in self.modules():
+            if getattr(network, "reads", self.reads) != self.reads:
+                raise ConfigError(
+                    f"task={type(self).__name__.lower()} must go with a model of {self.reads}, "
+                    f"got model={type(network).__name__.lower()}, which reads {network.reads}"
+                )
+
+    def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
+        """Yield (player, sum of its loss over the rows, what that is a mean over) in the order in which players move.
+
+        Each player has stepped before the next loss is asked for.
+        """
+        raise NotImplementedError
+
+    def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What is scored and written, one row a row of the batch."""
+        raise NotImplementedError
+
+    def assess(self, batch: Mapping[str, Tensor]) -> tuple[list[Move], Tensor]:
+        """Losses and predictions of rows that are not trained on; overridden where one forward pass gives both."""
+        return list(self.losses(batch)), self.predictions(batch)
+
+    def metrics(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of predictions over whole rows, by name."""
+        return {}
+
+    def monitor(self, name: str | None) -> tuple[str, str]:
+        """The metric that picks the best epoch and its direction, min or max; ConfigError for an unknown name."""
+        if name not in (None, "loss", "valid/loss"):
+            raise ConfigError(f"monitor must be loss for task={type(self).__name__.lower()}, got {name}")
+        return "loss", "min"
+
+    def conclude(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Learn from validation rows what no gradient teaches, once training is over."""
+
+    def columns(self, predictions: Tensor) -> dict[str, np.ndarray | list[Any]]:
+        """Predictions as named columns of the file that `predict` writes."""
+        raise NotImplementedError

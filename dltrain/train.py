@@ -1,0 +1,202 @@
+"""The training loop: train, train_epoch, after_step.
+
+One loop for every task, network and trainer: a task yields losses, players step. All that happens once in a while stands
+in `after_step`, in the order in which it happens: evaluate and record, save, stop.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dltrain.checkpoint import Checkpoints, pack, unpack
+from dltrain.distributed import Single
+from dltrain.errors import Stopped
+from dltrain.evaluate import assess, named
+from dltrain.faults import point
+from dltrain.order import batch_bounds, epoch_order
+from dltrain.player import Player
+from dltrain.regularizers import EarlyStopping
+from dltrain.settings import Every, Settings
+from dltrain.step import Step
+from dltrain.tasks.task import Task
+
+Rows = dict[str, Tensor]
+Record = dict[str, float | int | None]
+
+
+@dataclass
+class Position:
+    """Where a run stands: all that a restart must know besides tensors."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches done of the epoch under way
+    step: int = 0
+    seconds: float = 0.0  # of training, over all restarts
+    rows: int = 0  # trained on, over all restarts
+    recorded_rows: int = 0  # of which the last record knew
+    recorded_seconds: float = 0.0
+    losses: dict[str, list[float]] = field(default_factory=dict)  # player: [sum, count] since the last record
+    best_step: int | None = None
+    best_epoch: int | None = None
+    best_value: float | None = None
+    since_best: int = 0  # evaluations
+    stopped_early: bool = False
+
+
+class Training:
+    """A run in memory: a task, its players and rows, and where it stands."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Single,
+        task: Task,
+        players: dict[str, Player],
+        rows: dict[str, Rows],
+        step: Step,
+        early_stopping: EarlyStopping,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.settings, self.trainer, self.task, self.players = settings, trainer, task, players
+        self.train_rows, self.valid_rows, self.step = rows["train"], rows["valid"], step
+        self.early_stopping, self.checkpoints = early_stopping, checkpoints
+        self.monitor, self.direction = task.monitor(settings.monitor)
+        self.evaluate_every = Every.parse("evaluate_every", settings.evaluate_every, ("epochs", "steps"))
+        self.n_rows = len(self.train_rows["target"])
+        batch_size = self.n_rows if settings.batch_size == "all" else int(settings.batch_size)
+        self.bounds = batch_bounds(self.n_rows, batch_size, step.least)
+        self.position = Position()
+        self.started = self.next_save = time.monotonic()
+        # who is told: a record and whether it is the best; a step and its loss; whether to stop
+        self.report: Callable[[Record, bool], None] = lambda record, improved: None
+        self.tick: Callable[[int, Callable[[], float]], None] = lambda step, loss: None
+        self.stop: Callable[[], bool] = lambda: False
+
+    def train(self) -> None:
+        """Train until the last epoch, early stopping, a signal (Stopped) or a step that is not finite (NonFinite)."""
+        position = self.position
+        self.started = time.monotonic() - position.seconds
+        self.next_save = time.monotonic() + self.trainer.save_every.number
+        while position.epoch < self.settings.epochs and not position.stopped_early:
+            self.train_epoch()
+        self.save()
+        self.checkpoints.wait()
+
+    def train_epoch(self) -> None:
+        """Walk through the rest of the epoch under way."""
+        position = self.position
+        order = epoch_order(self.n_rows, self.settings.seed, position.epoch).to(self.trainer.device)
+        rows = {key: values.index_select(0, order) for key, values in self.train_rows.items()}
+        self.task.train()
+        for start, end in self.bounds[position.batch :]:
+            self.step({key: values[start:end] for key, values in rows.items()}, end - start, position.step)
+            position.batch += 1
+            position.step += 1
+            position.rows += end - start
+            if position.batch == len(self.bounds):
+                position.epoch, position.batch = position.epoch + 1, 0
+                for player in self.players.values():
+                    player.end_epoch()
+            self.after_step(ended=position.batch == 0)
+            if position.stopped_early:
+                return
+
+    def after_step(self, ended: bool) -> None:
+        """Everything that happens once in a while."""
+        position, improved = self.position, False
+        self.tick(position.step, self._running_loss)
+        evaluated = self._due(self.evaluate_every, ended) or (ended and position.epoch == self.settings.epochs)
+        if evaluated or ended:
+            improved = self.record(evaluated)
+        stop = self.trainer.any(self.stop())
+        if improved or stop or self._due(self.trainer.save_every, ended):
+            self.save()
+        if stop:
+            self.checkpoints.wait()
+            raise Stopped(f"stopped at epoch {position.epoch}, step {position.step}, and saved; run again to continue")
+
+    def _due(self, every: Every, ended: bool) -> bool:
+        if every.unit == "epochs":
+            return ended and self.position.epoch % every.number == 0
+        if every.unit == "steps":
+            return self.position.step % every.number == 0
+        return self.trainer.any(time.monotonic() >= self.next_save)
+
+    def _running_loss(self) -> float:
+        return sum(self.step.mean_losses().values())
+
+    def record(self, evaluated: bool) -> bool:
+        """Tell what was learnt since the last record, with validation metrics if it is time; True if they are the best."""
+        position, improved = self.position, False
+        self.step.finite.check(position.step)
+        position.seconds = time.monotonic() - self.started
+        record: Record = {"step": position.step, "epoch": position.epoch, "time": round(position.seconds, 3)}
+        record["lr"] = next(iter(self.players.values())).lr
+        record |= named("train/", self.step.mean_losses())
+        if evaluated and len(self.valid_rows["target"]):
+            metrics = self.evaluate(self.valid_rows)
+            record |= {f"valid/{name}": value for name, value in metrics.items()}
+            improved = self.judge(metrics.get(self.monitor))
+        position.seconds = time.monotonic() - self.started
+        rows, seconds = position.rows - position.recorded_rows, position.seconds - position.recorded_seconds
+        record["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
+        position.recorded_rows, position.recorded_seconds = position.rows, position.seconds
+        self.step.losses.clear()
+        self.report(record, improved)
+        return improved
+
+    def evaluate(self, rows: Rows) -> dict[str, float]:
+        """Losses and metrics of rows that are not trained on."""
+        losses, predictions = assess(self.task, self.players, rows, self.trainer)
+        return named("", losses) | self.task.metrics(predictions, {key: values.cpu() for key, values in rows.items()})
+
+    def judge(self, value: float | None) -> bool:
+        """Compare the monitored metric with the best so far; move a plateau scheduler; ask early stopping."""
+        position = self.position
+        improved = value is not None and self.early_stopping.improved(value, position.best_value, self.direction)
+        if improved:
+            position.best_step, position.best_epoch, position.best_value = position.step, position.epoch, value
+        position.since_best = 0 if improved else position.since_best + 1
+        for player in self.players.values():
+            player.evaluated(value)
+        position.stopped_early = self.early_stopping.should_stop(position.since_best)
+        return improved
+
+    def save(self) -> None:
+        """Write a checkpoint of this position; a state that a non-finite step might have touched is never kept."""
+        position = self.position
+        self.step.finite.check(position.step)
+        position.seconds = time.monotonic() - self.started
+        position.losses = {name: [float(v) for v in sums] for name, sums in self.step.losses.items()}
+        tensors, state = pack(self.task, self.players)
+        state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
+        state["scaler"] = self.step.finite.state()
+        self.checkpoints.save(position.step, tensors, state, position.best_step)
+        self.next_save = time.monotonic() + self.trainer.save_every.number
+
+    def restore(self) -> dict[str, Any] | None:
+        """Take up the newest checkpoint that verifies and return its state; None if there is none."""
+        found = self.checkpoints.newest()
+        if found is None:
+            return None
+        tensors, state = found
+        unpack(self.task, self.players, tensors, state)
+        self.position = Position(**state["position"])
+        self.step.load_losses(self.position.losses)
+        self.step.finite.load(state["scaler"])
+        return state
+
+    def restore_best(self) -> bool:
+        """Load the weights of the best evaluation (averaged, if an average is kept); False if they cannot be read."""
+        best = self.position.best_step
+        self.checkpoints.wait()
+        for player in self.players.values():
+            player.use_average()
+        if best is None or best == self.position.step:
+            return True
+        point("best")
+        return self.checkpoints.load_weights(best, self.task)

@@ -1,0 +1,218 @@
+"""One rank of a run: read the config, build the parts, train, write the bundle and the result."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import fields
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from dltrain import bundle
+from dltrain.build import Builder
+from dltrain.checkpoint import Checkpoints
+from dltrain.data.rows import Data, Rows
+from dltrain.distributed import Single
+from dltrain.errors import ConfigError, Stopped, UserError
+from dltrain.evaluate import assess, named
+from dltrain.faults import point
+from dltrain.loggers import Loggers
+from dltrain.loggers.jsonl import JSONL
+from dltrain.player import Player
+from dltrain.regularizers import ORDER, EarlyStopping, Regularizer
+from dltrain.report.terminal import Terminal
+from dltrain.run import Config, Run
+from dltrain.settings import Settings
+from dltrain.step import Step
+from dltrain.train import Training
+
+NEVER = 2**62  # evaluations without a better one
+
+
+class Signals:
+    """SIGTERM and the first SIGINT ask training to save and stop; before training they end it, a second SIGINT too."""
+
+    def __init__(self) -> None:
+        self.asked = self.training = False
+
+    def __enter__(self) -> "Signals":
+        self.before = {number: signal.signal(number, self._arrived) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        if not self.training:
+            raise Stopped("stopped before training began; nothing was lost")
+
+
+def work(run: Run, name: str, config: Config, terminal: Terminal) -> Config:
+    """Train a run in this process and return its result; its folder gets `name` once everything was built."""
+    settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
+    builder = Builder(config, tuple(settings.trust))
+    builder.handed |= {"exact": settings.exact, "precision": settings.precision}
+    with Signals() as signals, builder.part("trainer")() as trainer:
+        point("data")
+        builder.handed["pipeline"] = builder.parts("pipeline")
+        data: Data = builder.part("data")().load()
+        terminal.data(data.description)
+        for warning in data.warnings:
+            terminal.warn(warning)
+        point("build")
+        loggers = Loggers([JSONL(), *(make() for make in builder.parts("logger").values())], terminal.warn)
+        training = assemble(settings, builder, trainer, data, Checkpoints(run.folder / "checkpoints", terminal.warn))
+        for network in training.task.children():
+            terminal.network(network, data.preparation.shape_in)
+        for text in _unused(builder, run.words()):
+            terminal.warn(text)
+        point("restore")
+        restored = training.restore()
+        threads = trainer.set_threads(_multiply_adds(training), (restored or {}).get("threads"))
+        _publish(run, name, data, training, loggers)
+        result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
+        result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
+        loggers.start(run.folder, config, training.position.step)
+        _listen(training, terminal, loggers, signals)
+        try:
+            point("train")
+            training.train()
+            terminal.close()
+            result |= conclude(run, config, training, data)
+        except BaseException as error:
+            terminal.close()
+            status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            _record_end(run, {**result, "status": status, "reason": str(error) or type(error).__name__, "epochs": training.position.epoch})
+            raise
+        run.write("result.json", result)
+        loggers.finish(result)
+        point("finished")
+    return result
+
+
+def assemble(settings: Settings, builder: Builder, trainer: Single, data: Data, checkpoints: Checkpoints) -> Training:
+    """Networks, players and regularizers for prepared data; the same draw of weights wherever it runs."""
+    trainer.seed(settings.seed)
+    task = bundle.make_task(builder, data.preparation)
+    regularizers = _regularizers(builder)
+    stopping = next((r for r in regularizers if isinstance(r, EarlyStopping)), EarlyStopping(patience=NEVER))
+    shards = settings.shards or trainer.world_size
+    rows = {split: _resident(getattr(data, split), trainer) for split in ("train", "valid")}
+    for network in task.children():
+        trainer.wrap(network)
+    task.to(trainer.device)
+    activation = type(builder.part("activation")())
+    players: dict[str, Player] = {}
+    step = Step(task, players, trainer, regularizers, activation, settings.seed, shards, settings.exact)
+    training = Training(settings, trainer, task, players, rows, step, stopping, checkpoints)
+    builder.handed["mode"] = training.direction
+    steps = len(training.bounds) * settings.epochs
+    for name, network in task.named_children():
+        players[name] = _player(name, network, builder, settings, regularizers, steps)
+    if step.least > 1 and min(end - start for start, end in training.bounds) < step.least:
+        raise ConfigError(f"batch_size must be at least 2 with batch normalisation, got {settings.batch_size}")
+    return training
+
+
+def _player(
+    name: str, network: nn.Module, builder: Builder, settings: Settings, regularizers: list[Regularizer], steps: int
+) -> Player:
+    """A network with an optimizer and a scheduler of its own."""
+    counts = dict.fromkeys(("total_steps", "T_max"), steps)  # what schedulers call the number of steps
+    # fused kernels round the tail of a tensor differently, and a sharded tensor has other tails
+    optimizer = builder.part("optimizer")(network.named_parameters(), fused=None if settings.exact else True)
+    scheduler: LRScheduler = builder.part("scheduler")(optimizer, **counts)
+    every_step = any(builder.accepts("scheduler", word) for word in counts)
+    mine = [r for r in regularizers if r.players is None or name in r.players]
+    return Player(name, network, optimizer, scheduler, every_step, mine, settings.clip_norm, settings.ema)
+
+
+def _regularizers(builder: Builder) -> list[Regularizer]:
+    """The regularizers in the order of their table, whatever was typed; a user's own come last."""
+    made = [make() for make in builder.parts("regularizer").values()]
+    return sorted(made, key=lambda part: ORDER.index(type(part)) if type(part) in ORDER else len(ORDER))
+
+
+def _resident(rows: Rows, trainer: Single) -> Rows:
+    """The fields that training reads, on the device."""
+    return {key: values.to(trainer.device) for key, values in rows.items() if key != "row"}
+
+
+def _multiply_adds(training: Training) -> int:
+    parameters = sum(p.numel() for p in training.task.parameters())
+    return parameters * max(end - start for start, end in training.bounds)
+
+
+def _unused(builder: Builder, words: list[str]) -> list[str]:
+    """What was chosen by hand and no part asked for."""
+    chosen = {group: choice for group, _, choice in (word.partition("=") for word in words)}
+    return [
+        f"{group}={chosen[group]} changes nothing here: no part of this run asks for it"
+        for group in ("activation", "loss")
+        if group in chosen and group not in builder.asked
+    ]
+
+
+def _publish(run: Run, name: str, data: Data, training: Training, loggers: Loggers) -> None:
+    """Everything was built: give the folder its name, and say that the run is under way."""
+    point("publish")
+    run.write("data.json", data.description)
+    run.write("result.json", {"status": "running", "epochs": training.position.epoch})
+    run.publish(name)
+    training.checkpoints.folder = run.folder / "checkpoints"
+    training.checkpoints.before_save = loggers.sync
+
+
+def _listen(training: Training, terminal: Terminal, loggers: Loggers, signals: Signals) -> None:
+    """Tell the terminal and the loggers what training reports, and training when it shall stop."""
+
+    def report(record: dict[str, Any], improved: bool) -> None:
+        loggers.log(record)
+        terminal.epoch(record, improved)
+
+    position, epochs = training.position, training.settings.epochs
+    if position.step:
+        terminal.note(f"continuing at epoch {position.epoch}, step {position.step}")
+    terminal.start(epochs, len(training.bounds), training.n_rows, position.epoch, position.step, training.monitor)
+    training.report, training.tick, training.stop = report, terminal.tick, lambda: signals.asked
+    signals.training = True
+
+
+def conclude(run: Run, config: Config, training: Training, data: Data) -> Config:
+    """The best weights become the bundle, test rows are scored once, and the run is finished."""
+    task, trainer, position = training.task, training.trainer, training.position
+    point("conclude")
+    training.restore_best()
+    for player in training.players.values():
+        player.decay = None  # the averaged weights are in place
+    scores: dict[str, dict[str, float]] = {}
+    for split, rows in (("valid", data.valid), ("test", data.test)):
+        losses, predictions = assess(task, training.players, rows, trainer) if len(rows["target"]) else ({}, None)
+        if predictions is not None and split == "valid":
+            task.conclude(predictions, rows)
+        scores[split] = named("", losses) | (task.metrics(predictions, rows) if predictions is not None else {})
+    weights = bundle.save(run.folder / "model", config, task, data.preparation)
+    return {
+        "status": "finished",
+        "epochs": position.epoch,
+        "steps": position.step,
+        "best_epoch": position.best_epoch or position.epoch,
+        "stopped_early": position.stopped_early,
+        **scores,
+        "rows_per_second": round(position.rows / max(position.seconds, 1e-9), 1),
+        "seconds": round(position.seconds, 3),
+        "weights_sha256": weights,
+    }
+
+
+def _record_end(run: Run, result: Mapping[str, Any]) -> None:
+    """Say in result.json why a run ended, if the disk lets us: what ended it is more important."""
+    try:
+        run.write("result.json", result)
+    except OSError:
+        pass
