@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dltrain.build import Builder, locate
 from dltrain.checkpoint import Damaged, verify, write_manifest
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, DataError
 from dltrain.evaluate import chunk_size
 from dltrain.tasks.task import Task
 
@@ -74,6 +75,26 @@ class Model:
     def score(self, features: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of prepared rows."""
         return self.task.metrics(self.outputs(features), rows)
+
+    def evaluate_file(self, source: str, rows: int = 65536) -> tuple[dict[str, float], int]:
+        """Metrics of a file with the target, and of how many rows; rows whose target is missing are left out."""
+        name = "standard input" if source == "-" else Path(source).name
+        predictions, truths, first = [], [], 0
+        for frame in self.preparation.read(source, rows):
+            if not self.preparation.has_target(frame):
+                absent = [column for column in self.preparation.target.names if column not in frame.columns]
+                raise DataError(
+                    f"{name}: has no column {', '.join(absent)}, the target that metrics are measured against"
+                )
+            known = self.preparation.known(frame)
+            place = np.flatnonzero(known) + first
+            predictions.append(self.outputs(self.preparation.features(frame[known], name, place)))
+            truths.append(self.preparation.targets(frame[known], name, place))
+            first += len(frame)
+        truth = torch.cat(truths)
+        if not len(truth):
+            raise DataError(f"{name}: has no row with a target")
+        return self.task.metrics(torch.cat(predictions), {"target": truth}), len(truth)
 
     def predict_file(self, source: str, rows: int = 65536) -> "Iterator[pd.DataFrame]":
         """Predictions for a file (or `-`, standard input), a chunk at a time in the order of its rows."""

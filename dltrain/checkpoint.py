@@ -1,7 +1,7 @@
 """Save and restore a run's state so that a kill at any instant loses nothing that was published.
 
 A checkpoint is written to `.tmp-...`, every file and the folder are synced, the manifest (bytes and SHA-256 of each
-file) last, then it is renamed. Tensors are whole, under plain names, whatever the trainer, so any trainer continues from it.
+file) last, then it is renamed. Tensors are whole, under plain names, whatever the trainer, so any trainer continues it.
 """
 
 import hashlib

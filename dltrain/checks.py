@@ -4,8 +4,9 @@ The shipped YAML file of a chosen option is the reference: its keys are the sett
 types. Ranges of common numbers and the allow-list of targets are checked too. Constructors check the rest at build.
 """
 
+import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """What a number must be; `low` and `high` belong to it unless they are open. `also` are words that stand for one."""
+    """What a number must be: between `low` and `high`, which belong to it unless open; `also` are words for one."""
 
     must: str
     low: float = -math.inf
@@ -58,8 +59,8 @@ RANGES = {  # by the setting's last word, or by its group and last word where th
     "regularizer.std": FROM_0,
     "trainer.threads": FROM_1,
     "trainer.max_restarts": FROM_0,
-    "split.valid": FRACTION,
-    "split.test": FRACTION,
+    "split.valid": FROM_0,  # a fraction, or a count of rows
+    "split.test": FROM_0,
     "task.threshold": Range("between 0 and 1, or auto", 0, 1, open_low=True, open_high=True, also=("auto",)),
 }
 
@@ -109,7 +110,7 @@ def not_options(group: str, option: Any) -> list[str]:
     """A sentence for every choice of a group that is none."""
     name = group.partition("@")[0]
     known = options(name)
-    if isinstance(option, list) and name not in SEVERAL:
+    if option is None or (isinstance(option, list) and name not in SEVERAL):
         return [f"{name} must be one of {', '.join(known)}, got {show(option)}"]
     names = option if isinstance(option, list) else [option]
     return [f"{name}={n}: no such {name}{nearest(str(n), known)}" for n in names if str(n) not in known]
@@ -290,7 +291,7 @@ class _Checker:
         return next((option for option in self.chosen if _find(option.elsewhere, path)), None)
 
     def unknown(self, path: tuple[str, ...]) -> None:
-        name, last = ".".join(path), path[-1]
+        name = ".".join(path)
         option = max((o for o in self.chosen if path[: len(o.path)] == o.path), key=lambda o: len(o.path), default=None)
         if option is None:  # of no chosen option
             self.found.keys.append(self.elsewhere(path))
@@ -303,13 +304,12 @@ class _Checker:
         settings = self.reference
         for part in path[:-1]:
             settings = settings.get(part, {})
-        known = [f"{'.'.join(path[:-1])}.{key}" for key in settings if key != "_target_"]
         text = f"{name}: no such setting of {choice}"
         owners = [other for other in options(option.group) if _has(option.group, other, path[len(option.path) :])]
         if owners:
             text += f"; it belongs to {option.group}={', '.join(owners)}"
         else:
-            text += nearest(name, known)
+            text += alike(path, settings)
         target = settings.get("_target_")
         if isinstance(target, str) and not target.startswith("dltrain.") and not owners:
             text += f"; another argument of {target.rpartition('.')[2]} is written +{name}=..."
@@ -326,6 +326,15 @@ class _Checker:
         if same:
             return f"{name}: no such setting; did you mean {' or '.join(sorted(same))}?"
         return f"{name}: no such setting{nearest(name, [*ROOT, *self.reference])}"
+
+
+def alike(path: Sequence[str], settings: Collection[str]) -> str:
+    """The tail of a sentence about a setting that does not exist, from the names of those that stand there."""
+    prefix = "".join(f"{part}." for part in path[:-1])
+    known = [key for key in settings if key != "_target_"]
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"{hint} ({', '.join(prefix + key for key in known)})" if known else hint
 
 
 def _paths(tree: Tree, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What can be chosen: the folders of YAML files, their groups and options. Reads names and comments only, so it is fast."""
+"""What can be chosen: folders of YAML files, their groups and options. Only names and comments are read: it is fast."""
 
 import os
 import re

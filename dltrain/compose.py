@@ -1,18 +1,17 @@
-"""Words to one checked config: the only user of Hydra for composing. Nothing here imports torch, pandas or scikit-learn."""
+"""Words to one checked config: the only user of Hydra for composing. It imports no torch, pandas or scikit-learn."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dltrain.checks import ROOT, not_options, overridden, problems
-from dltrain.choices import SEVERAL, configs_dir, groups, options, user_dirs
+from dltrain.checks import ROOT, alike, not_options, overridden, problems
+from dltrain.choices import SEVERAL, defaults, groups, options, user_dirs
+from dltrain.choices import configs_dir as configs_dir
 from dltrain.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
-
-__all__ = ["checked", "chosen", "compose", "composed", "configs_dir", "literals", "prepare", "trials"]
 
 # Names of files and columns are taken as they are typed: Hydra's grammar knows no spaces, brackets or accents.
 LITERAL = re.compile(
@@ -75,6 +74,12 @@ def literals(words: list[str]) -> tuple[dict[str, Any], list[str]]:
         parts = ["data", "columns", match[1].removeprefix("data.columns.")] if column else match[1].split(".")
         _put(tree, parts, _literal(text))
     return tree, rest
+
+
+def literal_words(words: list[str]) -> list[str]:
+    """The words whose values are literal text."""
+    rest = literals(words)[1]
+    return [word for word in words if word not in rest]
 
 
 def _literal(text: str) -> str | list[str] | None:
@@ -147,18 +152,22 @@ def _plain(cfg: "DictConfig") -> tuple[dict[str, Any], dict[str, str]]:
         cfg.pop("hydra", None)
         while True:
             try:
-                plain = OmegaConf.to_container(cfg, resolve=True)
-                assert isinstance(plain, dict)
-                return plain, broken
+                return _container(cfg, resolve=True), broken
             except OmegaConfBaseException as error:
                 key = str(error.full_key or "")
                 if not key or key in broken:
                     raise ConfigError(_first_line(error)) from None
-                raw: Any = OmegaConf.to_container(cfg, resolve=False)
+                raw = _container(cfg)
                 for part in re.findall(r"[^.\[\]]+", key):
                     raw = raw[int(part) if isinstance(raw, list) else part]
                 broken[key] = f"{key} must refer to a setting that exists, got {raw} ({_first_line(error)})"
                 OmegaConf.update(cfg, key, None)
+
+
+def _container(node: Any, resolve: bool = False) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=resolve)
 
 
 def _others(broken: Mapping[str, str], found: list[str]) -> list[str]:
@@ -172,16 +181,16 @@ def chosen(hydra: "DictConfig") -> dict[str, Any]:
 
     Hydra records no choice of several; those are read again from the words, else from what chosen files override.
     """
-    from omegaconf import OmegaConf
-
-    single = OmegaConf.to_container(hydra.runtime.choices)
-    assert isinstance(single, dict)
-    single = {k: v for k, v in single.items() if v is not None and not k.startswith("hydra/") and k != "typed"}
-    lists: dict[str, Any] = dict.fromkeys(SEVERAL, [])
+    single = {
+        k: v
+        for k, v in _container(hydra.runtime.choices).items()
+        if v is not None and not k.startswith("hydra/") and k != "typed"
+    }
+    lists: dict[str, Any] = {group: [] for group in SEVERAL}
     for key, names in single.items():
         if str(names) in (known := options(key.partition("@")[0])):
             lists |= overridden(known[str(names)])
-    for word in OmegaConf.to_container(hydra.overrides.task, resolve=False):
+    for word in _container(hydra.overrides.task):
         group, _, value = word.lstrip("+").partition("=")
         if group in SEVERAL or (value.startswith("[") and options(group)):
             lists[group] = [name.strip(" \"'") for name in value.strip("[]").split(",")]
@@ -199,8 +208,7 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
     The first value of every sweep, then each other value alone; of a range its two ends. Enough to find what is
     wrong before anything runs.
     """
-    tree, rest = literals(words)
-    literal = [word for word in words if word not in rest]
+    rest = literals(words)[1]
     swept: dict[int, list[str]] = {}
     number = 1
     for place, word in enumerate(rest):
@@ -216,7 +224,7 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
     lists = [first]
     for place, values in swept.items():
         lists += [[*first[:place], [value], *first[place + 1 :]] for value in values[1:]]
-    return [literal + [word for part in parts for word in part] for parts in lists], number
+    return [literal_words(words) + [word for part in parts for word in part] for parts in lists], number
 
 
 def _explain(error: Exception, tree: dict[str, Any], words: list[str]) -> list[str]:
@@ -240,13 +248,13 @@ def _explain(error: Exception, tree: dict[str, Any], words: list[str]) -> list[s
     try:
         cfg = _compose(tree, picked)
     except (HydraException, OmegaConfBaseException, ValueError) as other:
-        return found or [_refused(other)]
+        return found or [refused(other)]
     config, broken = _plain(cfg)
     closed: set[str] = set()
     more = [text for override in settings for text in _set(config, override, closed)]
     found += [*more, *broken.values()]
     found += _others(broken, problems(config, chosen(cfg.hydra), closed, incomplete=bool(found)))
-    return found or [_refused(error)]
+    return found or [refused(error)]
 
 
 def _parse(word: str) -> "Override | str":
@@ -280,13 +288,12 @@ def _is_group(override: "Override") -> bool:
 
 def _not_an_option(override: "Override") -> str | None:
     """The sentence about a choice that cannot be right, whatever the other words are."""
+    group, names = override.key_or_group, override.value()
     if override.is_delete() or override.is_sweep_override() or not _is_group(override):
         return None
-    names = override.value()
-    if isinstance(names, list) and override.key_or_group not in SEVERAL:
-        return "\n".join(not_options(override.key_or_group, names))
-    names = names if isinstance(names, list) else [names]
-    return "\n".join(not_options(override.key_or_group, [name for name in names if name is not None])) or None
+    if names is None and (group in SEVERAL or defaults().get(group) == "null"):
+        return None
+    return "\n".join(not_options(group, names)) or None
 
 
 def _set(config: dict[str, Any], override: "Override", closed: set[str]) -> Iterator[str]:
@@ -302,13 +309,9 @@ def _set(config: dict[str, Any], override: "Override", closed: set[str]) -> Iter
         several = f", or write {path}=[{text}] for a list" if path in SEVERAL or isinstance(here, list) else ""
         yield f"{word} needs -m: it is a sweep{several}"
         return
-    if override.package is not None:
-        yield f"{word} must replace a choice that there is; +{word} adds one"
-        return
     if override.is_delete():
         if not exists:
-            siblings = [".".join([*parts[:depth], key]) for key in here] if isinstance(here, dict) else []
-            yield f"{word} must name a setting that exists{nearest(path, siblings)}"
+            yield f"{word} must name a setting that exists{alike(parts, here if depth == len(parts) - 1 else [])}"
         return
     if override.is_add() and exists and not isinstance(here, dict | list):
         yield f"{word} must be written without +: the setting exists"
@@ -328,8 +331,10 @@ def _not_yaml(error: Exception) -> str:
     return f"{where} must be YAML: {getattr(error, 'problem', None) or error}"
 
 
-def _refused(error: Exception) -> str:
+def refused(error: Exception) -> str:
     """The sentence for what Hydra refuses and we know nothing better about."""
+    if match := re.match(r"Could not override '(\w+@[\w.]+)'", str(error)):
+        return f"{match[1]} must name a choice that there is; +{match[1]}=... adds one"
     group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
     if group:
         return f"{group}={name}: no such {group}{nearest(name, getattr(error, 'options', None) or [])}"

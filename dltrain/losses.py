@@ -294,7 +294,7 @@ def weights_of_classes(target: Target, class_weights: Any) -> Tensor | None:
     labels = target.names if target.kind == "multilabel" else target.classes
     if class_weights == "balanced" and target.kind != "multilabel":
         counts = torch.tensor(target.counts, dtype=torch.float64)
-        return (counts.sum() / (len(counts) * counts)).float()
+        return (counts.sum() / (len(counts) * counts.clamp(min=1))).float()
     right = isinstance(class_weights, list | tuple) and len(class_weights) == len(labels)
     right = right and all(is_real(weight) and weight > 0 for weight in class_weights)
     balanced = "" if target.kind == "multilabel" else "balanced, "
@@ -322,4 +322,5 @@ def is_real(value: Any) -> bool:
 def must(right: bool, setting: str, requirement: str, value: Any) -> None:
     """Raise `loss.<setting> must be <requirement>, got <value>` unless right."""
     if not right:
-        raise ConfigError(f"loss.{setting} must be {requirement}, got {'null' if value is None else value}")
+        got = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise ConfigError(f"loss.{setting} must be {requirement}, got {got}")

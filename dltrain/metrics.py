@@ -20,8 +20,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 EACH = {"number": ("rmse", "mae", "r2"), "multilabel": ("accuracy", "f1")}  # also per target column, as `f1/<name>`
 MONITORS = {
     "number": "rmse",
-    "binary": "auroc",  # needs no threshold, so it still moves when one class is rare
-    "classes": "accuracy",
+    "binary": "log_loss",  # moves with every row where accuracy stands still: on 22 rows that is most epochs
+    "classes": "log_loss",
     "multilabel": "f1",  # accuracy is high for labels that are never there
 }
 SMALLER_IS_BETTER = frozenset({"loss", "rmse", "mae", "log_loss", "calibration_error"})
@@ -181,13 +181,18 @@ def _f1(counts: Tensor) -> Tensor:
 
 
 def best_threshold(prediction: Tensor, truth: Tensor) -> float:
-    """The threshold on p (rows, 1) with the best F1 for the positive class: halfway between two neighbouring p."""
+    """The threshold on p (rows, 1) with the best F1 for the positive class, halfway between two neighbouring p.
+
+    0.5 when no row is positive: every threshold is as good as any other.
+    """
     from torchmetrics.functional.classification import binary_precision_recall_curve
 
-    p = prediction.flatten().double()
-    precision, recall, thresholds = binary_precision_recall_curve(p, truth.flatten().long())
+    p, truth = prediction.detach().flatten(), truth.flatten().long()
+    if not truth.any():
+        return 0.5
+    precision, recall, thresholds = binary_precision_recall_curve(p.double(), truth, validate_args=False)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    best = int(f1[: len(thresholds)].argmax())  # the last point of the curve has no threshold
-    chosen = thresholds[best].double()
-    below = p[p < chosen]
-    return float((chosen + (below.max() if len(below) else 0.0)) / 2)
+    chosen = thresholds[f1[: len(thresholds)].argmax()].to(p.dtype)  # the last point of the curve has no threshold
+    below = p[p < chosen].max() if (p < chosen).any() else torch.zeros_like(chosen)
+    middle = (chosen + below) / 2
+    return float(below if middle >= chosen else middle)  # nothing lies between neighbours in p's own dtype

@@ -169,7 +169,7 @@ class Augment(Regularizer):
             )
         must(is_real(shift) and 0 <= shift < 1, "augment.shift", "in [0, 1)", shift)
         must(isinstance(flip, bool), "augment.flip", "true or false", flip)
-        must(not flip or len(shape_in) == 3, "augment.flip", "false for signals (it mirrors images)", "true")
+        must(not flip or len(shape_in) == 3, "augment.flip", "false for signals (it mirrors images)", flip)
         self.reach = [round(shift * side) for side in shape_in[1:]]
         self.flip, self.scale = flip, not_negative("augment.scale", scale)
 
@@ -256,4 +256,5 @@ def is_real(value: Any) -> bool:
 def must(right: bool, setting: str, requirement: str, value: Any) -> None:
     """Raise `regularizer.<setting> must be <requirement>, got <value>` unless right."""
     if not right:
-        raise ConfigError(f"regularizer.{setting} must be {requirement}, got {'null' if value is None else value}")
+        got = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise ConfigError(f"regularizer.{setting} must be {requirement}, got {got}")

@@ -170,41 +170,51 @@ def lock(folder: Path) -> IO[str] | None:
 
 
 @contextmanager
-def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tuple[Run, str]]:
-    """The run of a config, locked, and the name that it gets or has.
+def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tuple[Run, str, Config]]:
+    """The run of a config, locked; the name that it gets or has; and its config, paths absolute and shards resolved.
 
     A new one lies in `.<name>.new` and is removed if it was not published.
     """
     what = identity(config, processes)
+    config = {**config, "data": absolute(config["data"]), "shards": what["shards"]}
     choices = config["choices"]
     name = config["name"] or f"{choices['data']}-{choices['model']}-{digest(what)[:8]}"
     root = Path(config["output_root"]).expanduser()
     root.mkdir(parents=True, exist_ok=True)
     folder, new = root / name, root / f".{name}.new"
+    if config["fresh"] and folder.is_dir():
+        with locked(Run(folder)):
+            set_aside(Run(folder))
     while True:
         run = Run(folder if folder.is_dir() else new)
         if run.folder is new:
             new.mkdir(exist_ok=True)
-        held = lock(run.folder)
-        if held is None or (run.folder is new and folder.is_dir()):  # published or removed while we looked
-            if held is not None:
-                shutil.rmtree(new, ignore_errors=True)
-                held.close()
-            continue
-        if config["fresh"] and run.folder is folder:
-            set_aside(run)
-            held.close()
-            continue
-        break
+        with locked(run) as there:
+            if not there:  # removed while we looked
+                continue
+            if run.folder is new and folder.is_dir():  # published while we looked
+                run.discard()
+                continue
+            try:
+                if run.folder is new:
+                    _fill(run, config, words, what)
+                else:
+                    _same(run, config, what, name)
+                yield run, name, config
+            finally:
+                run.discard()
+            return
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[bool]:
+    """Hold the run's lock; False if its folder is not there any more. Raises RunInUse if another process writes it."""
+    file = lock(run.folder)
     try:
-        if run.folder is new:
-            _fill(run, config, words, what)
-        else:
-            _same(run, config, what, name)
-        yield run, name
+        yield file is not None
     finally:
-        run.discard()
-        held.close()
+        if file is not None:
+            file.close()
 
 
 def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
@@ -234,7 +244,7 @@ def _same(run: Run, new: Config, what: Config, name: str) -> None:
     before = {
         key: value for key, value in config.items() if key not in (*ELSEWHERE, "format", "hash", "choices", *WHERE)
     }
-    after = {key: value for key, value in {**new, "data": absolute(new["data"])}.items() if key in before}
+    after = {key: value for key, value in new.items() if key in before}
     changed = list(differences(before, after)) or [("the content of data.path", "another", "changed")]
     shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

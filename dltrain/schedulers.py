@@ -46,6 +46,8 @@ class OneCycle(OneCycleLR):
         cycle_momentum: bool = False,
     ) -> None:
         share("pct_start", pct_start)
+        if not peak > 0:
+            raise ConfigError(f"scheduler.peak must be above 0, got {peak}")
         super().__init__(
             optimizer,
             [group["lr"] * peak for group in optimizer.param_groups],

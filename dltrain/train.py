@@ -1,7 +1,7 @@
 """The training loop: train, train_epoch, after_step.
 
-One loop for every task, network and trainer: a task yields losses, players step. All that happens once in a while stands
-in `after_step`, in the order in which it happens: evaluate and record, save, stop.
+One loop for every task, network and trainer: a task yields losses, players step. All that happens once in a while
+stands in `after_step`, in the order in which it happens: evaluate and record, save, stop.
 """
 
 import time
@@ -130,7 +130,7 @@ class Training:
         return sum(self.step.mean_losses().values())
 
     def record(self, evaluated: bool) -> bool:
-        """Tell what was learnt since the last record, with validation metrics if it is time; True if they are the best."""
+        """Tell what was learnt since the last record, with validation metrics if due; True if they are the best."""
         position, improved = self.position, False
         self.step.finite.check(position.step)
         position.seconds = time.monotonic() - self.started

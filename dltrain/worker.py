@@ -1,5 +1,6 @@
 """One rank of a run: read the config, build the parts, train, write the bundle and the result."""
 
+import contextlib
 import signal
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,7 +15,7 @@ from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.data.rows import Data, Rows
 from dltrain.distributed import Single
-from dltrain.errors import ConfigError, Stopped, UserError
+from dltrain.errors import ConfigError, Stopped
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
 from dltrain.loggers import Loggers
@@ -87,7 +88,15 @@ def work(run: Run, name: str, config: Config, terminal: Terminal) -> Config:
         except BaseException as error:
             terminal.close()
             status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            _record_end(run, {**result, "status": status, "reason": str(error) or type(error).__name__, "epochs": training.position.epoch})
+            _record_end(
+                run,
+                {
+                    **result,
+                    "status": status,
+                    "reason": str(error) or type(error).__name__,
+                    "epochs": training.position.epoch,
+                },
+            )
             raise
         run.write("result.json", result)
         loggers.finish(result)
@@ -212,7 +221,5 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
 
 def _record_end(run: Run, result: Mapping[str, Any]) -> None:
     """Say in result.json why a run ended, if the disk lets us: what ended it is more important."""
-    try:
+    with contextlib.suppress(OSError):
         run.write("result.json", result)
-    except OSError:
-        pass

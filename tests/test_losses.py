@@ -281,7 +281,7 @@ def test_a_yaml_says_every_default(name):
     loss, bare = (kind(TARGETS[kind.kinds[0]], **given) for given in (settings, {}))
     output, truth = outputs(loss), values(TARGETS[kind.kinds[0]])
     assert losses.NAMES[kind] == name
-    assert float(mean(loss, output, truth)) == float(mean(bare, output, truth))
+    assert torch.equal(mean(loss, output, truth), mean(bare, output, truth))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -298,26 +298,49 @@ def test_a_target_that_does_not_fit_is_one_sentence(name):
         shipped(use)[0](target)  # what the sentence advises works
 
 
+WEIGHTS_OF, THREE = "loss.class_weights must be", "or 3 numbers above 0 (one for each of"
+LEVELS = "loss.quantiles must be between 0 and 1, one number or a list"
+FIT = "must go with a target of"
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: losses.MSE(classes()), "loss=mse must go with a target of numbers, got classes (species); use loss=cross_entropy or loss=auto"),
-        (lambda: losses.CrossEntropy(numbers(2)), "loss=cross_entropy must go with a target of classes or two classes, got numbers (y0, y1); use loss=mse or loss=auto"),
+        (
+            lambda: losses.MSE(classes()),
+            f"loss=mse {FIT} numbers, got classes (species); use loss=cross_entropy or loss=auto",
+        ),
+        (
+            lambda: losses.CrossEntropy(numbers(2)),
+            f"loss=cross_entropy {FIT} classes or two classes, got numbers (y0, y1); use loss=mse or loss=auto",
+        ),
         (lambda: losses.Auto(numbers(), 0.1), "loss.label_smoothing must be 0 for a target of numbers, got 0.1"),
-        (lambda: losses.Auto(numbers(), 0.0, "balanced"), "loss.class_weights must be null for a target of numbers, got balanced"),
+        (lambda: losses.Auto(numbers(), 0.0, "balanced"), f"{WEIGHTS_OF} null for a target of numbers, got balanced"),
         (lambda: losses.Poisson(numbers()), "data.target_transform must be none with loss=poisson, got standard"),
         (lambda: losses.Huber(numbers(), 0), "loss.delta must be a number above 0, got 0"),
-        (lambda: losses.Quantile(numbers(), [0.5, 1]), "loss.quantiles must be between 0 and 1, one number or a list, got [0.5, 1]"),
-        (lambda: losses.Quantile(numbers(), []), "loss.quantiles must be between 0 and 1, one number or a list, got []"),
-        (lambda: losses.Quantile(numbers(), "half"), "loss.quantiles must be between 0 and 1, one number or a list, got half"),
+        (lambda: losses.Quantile(numbers(), [0.5, 1]), f"{LEVELS}, got [0.5, 1]"),
+        (lambda: losses.Quantile(numbers(), []), f"{LEVELS}, got []"),
+        (lambda: losses.Quantile(numbers(), "half"), f"{LEVELS}, got half"),
         (lambda: losses.Focal(classes(), -1), "loss.gamma must be a number of at least 0, got -1"),
         (lambda: losses.BCE(binary(), 1), "loss.label_smoothing must be in [0, 1), got 1"),
-        (lambda: losses.CrossEntropy(classes(), 0.0, [1, 2]), "loss.class_weights must be null, balanced, or 3 numbers above 0 (one for each of a, b, c), got [1, 2]"),
-        (lambda: losses.CrossEntropy(classes(), 0.0, "balance"), "loss.class_weights must be null, balanced, or 3 numbers above 0 (one for each of a, b, c), got balance"),
-        (lambda: losses.CrossEntropy(classes(), 0.0, [1, 2, 0]), "loss.class_weights must be null, balanced, or 3 numbers above 0 (one for each of a, b, c), got [1, 2, 0]"),
-        (lambda: losses.BCE(multilabel(), 0.0, "balanced"), "loss.class_weights must be null, or 3 numbers above 0 (one for each of red, green, blue), got balanced"),
+        (
+            lambda: losses.CrossEntropy(classes(), 0.0, [1, 2]),
+            f"{WEIGHTS_OF} null, balanced, {THREE} a, b, c), got [1, 2]",
+        ),
+        (
+            lambda: losses.CrossEntropy(classes(), 0.0, "balance"),
+            f"{WEIGHTS_OF} null, balanced, {THREE} a, b, c), got balance",
+        ),
+        (
+            lambda: losses.CrossEntropy(classes(), 0.0, [1, 2, 0]),
+            f"{WEIGHTS_OF} null, balanced, {THREE} a, b, c), got [1, 2, 0]",
+        ),
+        (
+            lambda: losses.BCE(multilabel(), 0.0, "balanced"),
+            f"{WEIGHTS_OF} null, {THREE} red, green, blue), got balanced",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_cannot_be_is_one_sentence(make, sentence):
     with pytest.raises(ConfigError) as error:
         make()

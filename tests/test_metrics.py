@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as reference
 
 from dltrain.errors import ConfigError
-from dltrain.metrics import NAMES, check_monitor, default_monitor, direction, names, score
+from dltrain.metrics import NAMES, best_threshold, check_monitor, default_monitor, direction, names, score
 
 torch.set_num_threads(1)
 
@@ -222,6 +222,26 @@ def test_every_kind_has_a_monitor_of_its_own():
         assert default_monitor(kind) in known
     typed = ("loss", "valid/loss", "rmse", "valid/mae/rent", "accuracy")
     assert [direction(name) for name in typed] == ["min", "min", "min", "min", "max"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_threshold_has_the_best_f1_of_all(seed):
+    p = (draw(80, 1, seed=seed).sigmoid() * 20).round() / 20
+    truth = (p + 0.4 * draw(80, 1, seed=seed + 50) > 0.7).float()
+    found = score(target("binary"), p, truth, best_threshold(p, truth))["f1"]
+    y, probability = truth[:, 0].numpy(), p[:, 0].numpy()
+    every = [reference.f1_score(y, probability > level) for level in np.arange(0.0, 1.0, 0.001)]
+    assert found == pytest.approx(max(every))
+    assert found > reference.f1_score(y, probability > 0.5)
+
+
+def test_the_best_threshold_lies_between_neighbours_and_is_defined_without_a_yes():
+    low = torch.tensor(0.25)
+    high = torch.nextafter(low, torch.tensor(1.0))  # no float32 in between
+    p, truth = torch.stack([low, high])[:, None], torch.tensor([[0.0], [1.0]])
+    assert score(target("binary"), p, truth, best_threshold(p, truth))["f1"] == 1.0
+    assert best_threshold(torch.tensor([[0.2], [0.6]]), truth) == pytest.approx(0.4)
+    assert best_threshold(p, torch.zeros(2, 1)) == 0.5
 
 
 def test_importing_metrics_does_not_import_torchmetrics():

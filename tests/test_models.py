@@ -18,6 +18,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 ACTIVATIONS = sorted(path.stem for path in (CONFIGS / "activation").glob("*.yaml"))
 FAMILIES = [Linear, MLP, ResMLP, CNN]
+SIZES = "a list of whole numbers of at least 1, such as [64, 64]"
+STAGES = "auto, a whole number of at least 1, or a list of 4 of them (one for each stage)"
+INITS = "default, kaiming, xavier, lecun, orthogonal, normal"
+SORTED = "(default, kaiming, lecun, normal, orthogonal, xavier)"
 SHAPES = [(7,), (3, 20), (1, 8, 8), (1,), (1, 1, 1), (2, 1, 9)]
 
 
@@ -268,29 +272,29 @@ def test_init_default_is_torchs_draw():
 @pytest.mark.parametrize(
     ("kind", "settings", "sentence"),
     [
-        (MLP, {"hidden": 256}, "model.hidden must be a list of whole numbers of at least 1, such as [64, 64], got 256"),
-        (MLP, {"hidden": [256, 0]}, "model.hidden must be a list of whole numbers of at least 1, such as [64, 64], got [256, 0]"),
-        (MLP, {"hidden": [True]}, "model.hidden must be a list of whole numbers of at least 1, such as [64, 64], got [True]"),
+        (MLP, {"hidden": 256}, f"model.hidden must be {SIZES}, got 256"),
+        (MLP, {"hidden": [256, 0]}, f"model.hidden must be {SIZES}, got [256, 0]"),
+        (MLP, {"hidden": [True]}, f"model.hidden must be {SIZES}, got [True]"),
         (MLP, {"dropout": 2}, "model.dropout must be in [0, 1), got 2"),
         (MLP, {"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0"),
         (MLP, {"dropout": None}, "model.dropout must be in [0, 1), got null"),
         (MLP, {"norm": "group"}, "model.norm must be null, batch or layer, got group"),
-        (MLP, {"init": "xaver"}, "model.init must be one of default, kaiming, xavier, lecun, orthogonal, normal, got xaver; did you mean xavier? (default, kaiming, lecun, normal, orthogonal, xavier)"),
+        (MLP, {"init": "xaver"}, f"model.init must be one of {INITS}, got xaver; did you mean xavier? {SORTED}"),
         (Linear, {"bias": 1}, "model.bias must be true or false, got 1"),
         (ResMLP, {"width": 0}, "model.width must be a whole number of at least 1, got 0"),
         (ResMLP, {"depth": -1}, "model.depth must be a whole number of at least 0, got -1"),
         (ResMLP, {"norm": True}, "model.norm must be null, batch or layer, got true"),
         (CNN, {"kernel": 4}, "model.kernel must be an odd whole number of at least 1, got 4"),
         (CNN, {"kernel": [3]}, "model.kernel must be an odd whole number of at least 1, got [3]"),
-        (CNN, {"channels": []}, "model.channels must be a list of whole numbers of at least 1, such as [64, 64], got []"),
-        (CNN, {"stride": 0}, "model.stride must be auto, a whole number of at least 1, or a list of 4 of them (one for each stage), got 0"),
-        (CNN, {"stride": [1, 2]}, "model.stride must be auto, a whole number of at least 1, or a list of 4 of them (one for each stage), got [1, 2]"),
-        (CNN, {"dilation": "all"}, "model.dilation must be auto, a whole number of at least 1, or a list of 4 of them (one for each stage), got all"),
+        (CNN, {"channels": []}, f"model.channels must be {SIZES}, got []"),
+        (CNN, {"stride": 0}, f"model.stride must be {STAGES}, got 0"),
+        (CNN, {"stride": [1, 2]}, f"model.stride must be {STAGES}, got [1, 2]"),
+        (CNN, {"dilation": "all"}, f"model.dilation must be {STAGES}, got all"),
         (CNN, {"residual": "yes"}, "model.residual must be true or false, got yes"),
         (CNN, {"dropout": -0.1}, "model.dropout must be in [0, 1), got -0.1"),
         (CNN, {"norm": "none"}, "model.norm must be null, batch or layer, got none"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_cannot_be_is_one_sentence(kind, settings, sentence):
     with pytest.raises(ConfigError) as error:
         kind((1, 8, 8), (3,), **settings)

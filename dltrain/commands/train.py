@@ -1,24 +1,28 @@
 """Train a run: start it, continue it, or show it if it is finished."""
 
 from dltrain.report.terminal import Terminal
-from dltrain.run import Config, Run, absolute, opened
+from dltrain.run import Config, Run, opened
 
 
 def train(config: Config, words: list[str]) -> int:
     """Train the run of a composed config; returns 0, and raises what ended it otherwise."""
-    terminal = Terminal()
-    with opened(config, words) as (run, name):
-        before = run.result()
-        if before.get("status") == "finished":
-            show(terminal, run, before)
-            return 0
-        choices = config["choices"]
-        terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
-        from dltrain.worker import work  # torch, scikit-learn and pandas: after the first words are on the screen
-
-        result = work(run, name, {**config, "data": absolute(config["data"])}, terminal)
-        terminal.finish(result, str(run.folder), predict_command(run))
+    with opened(config, words) as (run, name, resolved):
+        go(run, name, resolved)
     return 0
+
+
+def go(run: Run, name: str, config: Config) -> None:
+    """Train an open run to its end, or show it if it has been."""
+    terminal, before = Terminal(), run.result()
+    if before.get("status") == "finished":
+        show(terminal, run, before)
+        return
+    choices = config["choices"]
+    terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
+    from dltrain.worker import work  # torch, scikit-learn and pandas: after the first words are on the screen
+
+    result = work(run, name, config, terminal)
+    terminal.finish(result, str(run.folder), predict_command(run))
 
 
 def show(terminal: Terminal, run: Run, result: Config) -> None:

@@ -67,9 +67,7 @@ def statistics(series: pd.Series, column: Column) -> dict[str, Any]:
     return found
 
 
-def warn(
-    splits: dict[str, Rows], goal: Target, train: pd.DataFrame, kinds: list[Column], features: np.ndarray
-) -> list[str]:
+def warn(splits: dict[str, Rows], goal: Target, train: pd.DataFrame, kinds: list[Column]) -> list[str]:
     """One sentence each: rows on both sides of the split, a column that all but equals the target, a rare class."""
     return [*duplicates(splits), *leaks(goal, train, kinds), *imbalance(goal)]
 
@@ -77,13 +75,14 @@ def warn(
 def duplicates(splits: dict[str, Rows]) -> list[str]:
     """Rows of validation and test whose features and target stand among the training rows."""
     known = hashes(splits["train"])
-    said = []
+    copies = {}
     for name, word in (("valid", "validation"), ("test", "test")):
         rows = hashes(splits[name])
-        copies = int(np.isin(rows, known).sum())
-        if copies:
-            said.append(f"{copies} of {len(rows)} {word} rows are also training rows (same features, same target)")
-    return said
+        count = int(np.isin(rows, known).sum())
+        if count:
+            copies[f"{count} of {len(rows)} {word} rows"] = count
+    verb = "is a copy of a training row" if sum(copies.values()) == 1 else "are copies of training rows"
+    return [f"{' and '.join(copies)} {verb} (same features, same target)"] if copies else []
 
 
 def hashes(rows: Rows) -> np.ndarray:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import numpy as np
@@ -100,18 +101,19 @@ class File:
         except ValueError:
             yield from self._pieces(rows, dict.fromkeys(wanted, "str"), wanted, done)
 
-    def open(self) -> IO[bytes]:
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
         """The bytes of the table, unzipped."""
-        stream: IO[bytes]
-        if self.stdin is None:
-            stream = self.path.open("rb")
-        else:
-            stream = io.FileIO(self.stdin.fileno(), closefd=False)
+        with ExitStack() as stack:
+            if self.stdin is None:
+                stream: IO[bytes] = stack.enter_context(self.path.open("rb"))
+            else:
+                stream = stack.enter_context(io.BufferedReader(io.FileIO(self.stdin.fileno(), closefd=False)))
+                stream.seek(0)
+            magic = stream.read(2)
             stream.seek(0)
-            stream = io.BufferedReader(stream)
-        magic = stream.read(2)
-        stream.seek(0)
-        return gzip.GzipFile(fileobj=stream) if magic == b"\x1f\x8b" else stream
+            zipped = magic == b"\x1f\x8b"
+            yield stack.enter_context(gzip.GzipFile(fileobj=stream)) if zipped else stream
 
     def scan(self) -> None:
         """Read all bytes once, fast; raises DataError at the first row that is cut short, too long or not in the encoding."""

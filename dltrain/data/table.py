@@ -49,6 +49,13 @@ class Table:
     target_transform: str = "standard"
     reading: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.target_transform not in target.TRANSFORMS:
+            raise ConfigError(
+                f"data.target_transform must be one of {', '.join(target.TRANSFORMS)}, got {self.target_transform}"
+                f"{nearest(str(self.target_transform), target.TRANSFORMS)}"
+            )
+
     def data(self, frames: dict[str, tuple[pd.DataFrame, str]], content: dict[str, Any]) -> Data:
         """Frames (with the name of their file) by split: `train` alone is split, `valid` and `test` are taken as they are.
 
@@ -75,11 +82,11 @@ class Table:
             **three,
             preparation=preparation,
             description=description,
-            warnings=said + warn(three, goal, train.frame, kinds, features),
+            warnings=said + warn(three, goal, train.frame, kinds),
         )
 
     def _check_roles(self, frame: pd.DataFrame, source: str) -> None:
-        roles = {"target": self.target, "id": self.id, "ignore": self.ignore, "columns": list(self.columns)}
+        roles = {"target": self.target, "id": self.id, "ignore": self.ignore}
         roles["weight"] = [self.weight] if self.weight else []
         roles["split.by"] = [self.split.by] if self.split.by else []
         for role, names in roles.items():
@@ -93,6 +100,8 @@ class Table:
             if both:
                 raise ConfigError(f"data.target must not be in data.{role} as well, got {', '.join(both)}")
         for name, kind in self.columns.items():
+            if name not in frame.columns:
+                raise ConfigError(f"data.columns.{name} must name a column of {source}, got {name}{nearest_column(name, frame.columns)}")
             if kind not in KINDS:
                 raise ConfigError(
                     f"data.columns.{name} must be one of {', '.join(KINDS)}, got {kind}{nearest(str(kind), KINDS)}"

@@ -1,5 +1,6 @@
 """What is to be predicted: its kind, its classes or its scale, and the way there and back."""
 
+import json
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,8 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, as they stand in model.json."""
-        return asdict(self)
+        state: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return state
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Target":
@@ -185,7 +187,7 @@ def kind_of(series: pd.Series, place: Place, override: str | None = None, severa
     if zero_led or (len(levels) > 2 and not mostly(found[~np.isnan(found)], len(found))) or len(levels) <= 2:
         if two == "classes" and len(levels) > max(FEW, len(words) / 2):
             raise DataError(
-                f"{place.source}, column {name}: {len(levels)} different words in {len(words)} training rows are no classes to learn"
+                f"{place.source}, column {name}: {len(levels)} different words in {len(words)} rows are no classes to learn"
             )
         return two
     if len(wrong):
@@ -198,8 +200,6 @@ def kind_of(series: pd.Series, place: Place, override: str | None = None, severa
 
 def fit_numbers(frame: pd.DataFrame, names: tuple[str, ...], place: Place, transform: str) -> Target:
     """Mean and scale in float64 of the training rows, after the logarithm if asked for."""
-    if transform not in TRANSFORMS:
-        raise ConfigError(f"data.target_transform must be one of {', '.join(TRANSFORMS)}, got {transform}")
     values = np.stack([present(frame[name], place) for name in names], axis=1)
     for name, column in zip(names, values.T, strict=True):
         if few(column) == 1:

@@ -5,6 +5,8 @@ from typing import Any
 
 from dltrain.report.text import shown
 
+FEW = 4  # words of a list that are shown
+
 
 def many(kinds: Iterable[str]) -> str:
     """Count words: `3 numbers, 1 category`."""
@@ -30,26 +32,29 @@ def kind(column: dict[str, Any]) -> str:
 
 
 def values(column: dict[str, Any]) -> str:
-    """What the training rows hold in a column: its range and mean, or its words."""
-    found = column.get("statistics") or {}
-    words = [f"{column['missing']:,} missing"] if column.get("missing") else []
+    """What the training rows hold in a column: its range, mean and spread, or its commonest words."""
+    found = column | (column.get("statistics") or {})
+    words = [f"{found['missing']:,} missing"] if found.get("missing") else []
     if "min" in found and "max" in found:
         words.append(f"{_value(found['min'])} to {_value(found['max'])}")
-    for key, value in found.items():
-        if key not in ("min", "max"):
-            words.append(_value(value) if isinstance(value, list | tuple | dict) else f"{key} {_value(value)}")
-    if not found and column.get("unique"):
-        words.append(f"{column['unique']:,} values")
+    words += [f"{name} {_value(found[name])}" for name in ("mean", "std") if name in found]
+    if levels := found.get("levels"):
+        first = [f"{level}: {_value(n)}" for level, n in levels.items()]
+        words.append(_list(first, found.get("unique", len(levels))))
+    elif "min" not in found and found.get("unique"):
+        words.append("1 value" if found["unique"] == 1 else f"{found['unique']:,} values")
     return ", ".join(words)
 
 
+def _list(words: list[str], total: int) -> str:
+    """The first few of so many words."""
+    return ", ".join(words[:FEW]) + (f", ... {total:,} in all" if total > FEW else "")
+
+
 def _value(value: Any) -> str:
+    """A number with four digits that count, or text as it is."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.3e}"
-    if isinstance(value, dict):
-        value = [f"{key} {_value(item)}" for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(item) for item in value[:4]) + (f", ... {len(value)} in all" if len(value) > 4 else "")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -60,9 +65,10 @@ def target_line(target: dict[str, Any]) -> str:
     names = [shown(name) for name in target.get("names", ())]
     kind, counts = target.get("kind", ""), list(target.get("counts") or ())
     classes = list(target.get("classes") or (names if kind == "multilabel" else ()))
-    text = f"target {_value(names)}: {f'{len(classes)} classes' if kind == 'classes' else kind}"
+    text = f"target {_list(names, len(names))}: {f'{len(classes)} classes' if kind == 'classes' else kind}"
     if len(counts) == len(classes) and classes:
-        text += f" ({_value([f'{shown(name)} {n:,}' for name, n in zip(classes, counts, strict=True)])})"
+        each = [f"{shown(name)}: {n:,}" for name, n in zip(classes, counts, strict=True)]
+        text += f" ({_list(each, len(each))})"
     return text
 
 
@@ -70,5 +76,5 @@ def splits_line(description: dict[str, Any]) -> str:
     """The sizes of the splits in one line."""
     splits = description.get("splits") or {}
     text = ", ".join(f"{n:,} {name}" for name, n in splits.items())
-    dropped = description.get("dropped")
+    dropped = description.get("dropped_rows", description.get("dropped"))
     return f"rows {text}" + (f" ({dropped:,} without a target left out)" if dropped else "") if text else ""

@@ -98,10 +98,8 @@ class Terminal:
     def start(
         self, epochs: int, steps_per_epoch: int, rows: int, epoch: int = 0, step: int = 0, monitor: str = ""
     ) -> None:
-        """Begin to show training, `rows` training rows an epoch, from a step on; `monitor` names the metric."""
-        self.progress = Progress(epochs, steps_per_epoch, rows, step, monitor)
-        if step:
-            self.note(f"continues after {epoch:,} of {epochs:,} epochs, at step {step:,}")
+        """Begin to show training, `rows` training rows an epoch, after an epoch or a step; `monitor` is a metric."""
+        self.progress = Progress(epochs, steps_per_epoch, rows, step or epoch * steps_per_epoch, monitor)
         if self.quiet or not self.console.is_interactive:
             return
         self._due = time.monotonic() + REFRESH
@@ -140,8 +138,9 @@ class Terminal:
         if len(metrics) > METRICS:
             self._line(Text(f"  ... {len(metrics) - METRICS:,} more in result.json"))
         self._line(Text(_summary(result)))
-        self._line(Text.assemble(("run      ", "dim"), shown(folder)), whole=True)
-        self._line(Text.assemble(("predict  ", "dim"), (shown(predict_command), "bold")), whole=True)
+        self._line(Text(f"run {shown(folder)}"), whole=True)
+        self._line(Text("predict new rows with"))
+        self._line(Text(shown(predict_command), style="bold"), whole=True)  # alone on its line: a click selects it
 
     def stopped(self, text: str) -> None:
         """Say why training ended early; leaves the terminal as it was."""

@@ -1,0 +1,83 @@
+"""The command line: the first word, help, errors as sentences, and exit codes. It imports nothing heavy."""
+
+import errno
+import importlib
+import os
+import sys
+
+from dltrain.commands import commands
+from dltrain.errors import ConfigError, DiskError, UserError, nearest
+
+DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal
+HELP = ("--help", "-h")
+COMPLETION = ("--shell-completion", "-sc")
+
+
+def main() -> None:
+    """Run the process's command line and exit with its code."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append("")  # so that trust=[mynets] finds ./mynets.py; last, so that ./random.py hides nothing
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Run a command line; returns the exit code, with what the user got wrong told on standard error."""
+    try:
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _tell(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader has gone, as in `dltrain list models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _tell(f"{(error.strerror or str(error)).lower()}{where}", DiskError.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _tell(text: str, code: int) -> int:
+    sys.stdout.flush()
+    print("\n".join(f"dltrain: {line}" for line in text.splitlines()), file=sys.stderr)
+    return code
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the command that is meant, and run it."""
+    if any(word in COMPLETION for word in words):
+        from dltrain.completion import complete
+
+        return complete(words)
+    command, rest = _command(words)
+    if any(word in HELP for word in rest):
+        from dltrain.commands.help import page
+
+        print(page(command if words[:1] == [command] else ""), end="")
+        return 0
+    if rest == ["--version"]:
+        from dltrain import __version__
+
+        print(f"dltrain {__version__}")
+        return 0
+    if command == "train":
+        from dltrain.app import train
+
+        return train(rest)
+    return importlib.import_module(f"dltrain.commands.{command}").run(rest)
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """The command of some words and the rest; raises ConfigError if the first is neither command, setting nor flag."""
+    if not words or "=" in words[0] or words[0].startswith(("-", "~")):
+        return "train", words
+    first = words[0]
+    if first in commands():
+        return first, words[1:]
+    if first.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")):
+        raise ConfigError(f"{first} must be written as data=csv data.path={first} data.target=<the column to predict>")
+    raise ConfigError(f"{first}: no such command{nearest(first, commands())}")

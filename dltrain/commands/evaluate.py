@@ -1,0 +1,61 @@
+"""The metrics of a finished run, on its own test rows or on a file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dltrain.commands import parse
+from dltrain.errors import DataError
+from dltrain.report.terminal import Terminal
+from dltrain.run import FORMAT, Config, digest, find, identity, write_whole
+
+if TYPE_CHECKING:
+    from dltrain.bundle import Model
+
+
+@dataclass
+class Options:
+    """What `dltrain evaluate` takes."""
+
+    run: str  # a folder, the beginning of a run's name, last or best
+    input: str | None = None  # a file of rows with the target; left out: the run's own test rows
+    out: str | None = None  # where the metrics go as JSON; - is standard output
+    trust: list[str] = field(default_factory=list)  # modules of your own that the run's network comes from
+    output_root: str = "outputs"  # where runs are looked for
+
+
+def run(words: list[str]) -> int:
+    """Show the metrics, and write them if `out` is set."""
+    options = parse(words, Options)
+    found = find(options.run, options.output_root)
+    bundle, trust = found.bundle, tuple(options.trust)
+    own = found.config() if options.input is None else None
+    if own is not None and digest(identity(own)) != own["hash"]:
+        raise DataError(
+            f"{own['data'].get('path')}: has changed since run {found.name} was trained; name a file by input="
+        )
+    from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
+
+    model = Model.load(bundle, trust)
+    metrics, rows = model.evaluate_file(str(options.input)) if own is None else _own_test_rows(model, own, trust)
+    source = "its test rows" if own is not None else options.input
+    text = json.dumps({"format": FORMAT, "run": found.name, "input": source, "rows": rows, **metrics}, indent=2)
+    if options.out == "-":
+        print(text)
+        return 0
+    Terminal().metrics(f"{found.name} on {source}, {rows:,} rows", metrics)
+    if options.out is not None:
+        write_whole(Path(options.out).expanduser(), text + "\n")
+        print(f"wrote {options.out}")
+    return 0
+
+
+def _own_test_rows(model: "Model", config: Config, trust: tuple[str, ...]) -> tuple[dict[str, float], int]:
+    """Read the run's data again, split as it was, and score the test rows."""
+    from dltrain.build import Builder
+
+    builder = Builder(config, trust)
+    builder.handed["pipeline"] = builder.parts("pipeline")
+    test = builder.part("data")().load().test
+    return model.score(test["features"], test), len(test["target"])

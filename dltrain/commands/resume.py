@@ -1,0 +1,65 @@
+"""Continue a run found by its name, elsewhere if wanted, or with more epochs as a new run."""
+
+import shutil
+
+from dltrain.commands import arguments
+from dltrain.commands.train import go
+from dltrain.compose import compose
+from dltrain.errors import ConfigError, DataError
+from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
+
+
+def run(words: list[str]) -> int:
+    """Continue `run=...`; `trainer=` and `logger=` may change, `epochs=N` starts a new run from its checkpoint."""
+    given, overrides = arguments(words, "run", "output_root")
+    if "run" not in given:
+        raise ConfigError("run must be given: dltrain resume run=last")
+    found = find(given["run"], given.get("output_root", "outputs"))
+    config = found.config()
+    if digest(identity(config)) != config["hash"]:
+        raise DataError(f"{config['data'].get('path')}: has changed since run {found.name} was started")
+    new = _overridden(found, config, overrides)
+    if new["epochs"] == config["epochs"]:
+        with locked(found):
+            go(found, found.name, new)
+    else:
+        _extend(found, new, overrides)
+    return 0
+
+
+def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:
+    """The run's config with what may be changed; raises ConfigError naming what would change the mathematics."""
+    if not overrides:
+        return config
+    typed = found.words()
+    before, after = compose(typed), compose([*typed, *overrides])
+    for setting, old, new in differences(before, after):
+        group = setting.split(".")[0]
+        if group not in (*WHERE, "choices", "epochs"):
+            raise ConfigError(
+                f"{setting} must stay {old} in a run that is continued, got {new}, which would change its result; "
+                "without resume it is a run of its own"
+            )
+    moved = {group: after[group] for group in WHERE}
+    return {**config, **moved, "epochs": after["epochs"], "choices": {**config["choices"], **after["choices"]}}
+
+
+def _extend(found: Run, new: Config, overrides: list[str]) -> None:
+    """A new run of more epochs, started from a copy of the checkpoints."""
+    from dltrain.build import Builder
+
+    builder, scheduler = Builder(new, tuple(new["trust"])), new["choices"]["scheduler"]
+    if any(builder.accepts("scheduler", word) for word in ("total_steps", "T_max")):
+        raise ConfigError(f"epochs must stay as it is with scheduler={scheduler}, whose curve depends on the last step")
+    done = found.result().get("epochs", 0)
+    if new["epochs"] <= done:
+        raise ConfigError(f"epochs must be more than the {done} of run {found.name}, got {new['epochs']}")
+    with opened({**new, "name": None}, [*found.words(), *overrides]) as (run, name, config):
+        if run.folder.name != name:  # it has not been started before
+            for source in ("checkpoints", "metrics.jsonl"):
+                path = found.folder / source
+                if path.is_dir():
+                    shutil.copytree(path, run.folder / source)
+                elif path.is_file():
+                    shutil.copy2(path, run.folder / source)
+        go(run, name, config)
