@@ -74,6 +74,8 @@ def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
             flags[name] = left.pop(0)
         else:
             raise ConfigError(f"{word} must be followed by a value")
+    if "--cfg" in flags and "--multirun" in flags:
+        raise ConfigError("--cfg must be given without --multirun: it shows one config")
     if flags.get("--cfg", "job") not in ("job", "hydra", "all"):
         raise ConfigError(f"--cfg must be job, hydra or all, got {flags['--cfg']}")
     return flags, rest

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dltrain.choices import SEVERAL, options, package
+from dltrain.choices import SEVERAL, groups, options, package
 from dltrain.errors import ConfigError, nearest
 from dltrain.settings import Every, Settings, whole
 
@@ -239,6 +239,8 @@ class _Checker:
         for key, item in value.items():
             here = (*path, str(key))
             step = path[0] in SEVERAL and len(path) == 1 and isinstance(item, dict) and "_target_" in item
+            if key == "_target_":
+                continue  # and the targets are checked with those of every depth
             if key in default:
                 value[key] = self.value(here, item, default[key])
             elif key in FORBIDDEN or (path[0] == STEPS and isinstance(item, dict) and len(path) == 1):
@@ -325,7 +327,7 @@ class _Checker:
         same = [f"{'.'.join(where)}" for where in _paths(self.reference) if where[-1] == last and len(where) > 1]
         if same:
             return f"{name}: no such setting; did you mean {' or '.join(sorted(same))}?"
-        return f"{name}: no such setting{nearest(name, [*ROOT, *self.reference])}"
+        return f"{name}: no such setting{nearest(name, [*ROOT, *groups()])}"
 
 
 def alike(path: Sequence[str], settings: Collection[str]) -> str:
@@ -344,8 +346,13 @@ def _paths(tree: Tree, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 def _has(group: str, option: str, path: tuple[str, ...]) -> bool:
     """True if an option's own file has a setting at this path."""
+    from yaml import YAMLError
+
     file = options(group)[option]
-    return package(file, group) == group and _find(_read(file), path)
+    try:
+        return package(file, group) == group and _find(_read(file), path)
+    except YAMLError:  # a damaged file that was not chosen
+        return False
 
 
 def typed(value: Any, default: Any) -> tuple[Any, str]:
@@ -405,7 +412,7 @@ def _targets(config: Tree, trust: list[str], found: Found) -> None:
                 if not (isinstance(value, str) and value.startswith(prefixes)):
                     found.targets.append(
                         f"{here} must name a class of dltrain, torch.nn, torch.optim or sklearn,"
-                        f" or of a module in trust=[...], got {show(value)}"
+                        f" or of a module in trust=[...], got {show(value)}{_trust(value)}"
                     )
             else:
                 walk(value, here)
@@ -417,6 +424,13 @@ def _targets(config: Tree, trust: list[str], found: Found) -> None:
             told = any(text.startswith(f"{group}.{name}") for text in found.keys)
             if not told and (not isinstance(part, dict) or "_target_" not in part):
                 found.targets.append(f"{group}.{name} must have a _target_, got {show(part)}")
+
+
+def _trust(target: Any) -> str:
+    """The hint that code of the user's own, in the current folder, may be trusted."""
+    module = str(target).partition(".")[0]
+    own = Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
+    return f"; trust={module} allows it" if own else ""
 
 
 def show(value: Any) -> str:

@@ -49,6 +49,11 @@ def groups() -> list[str]:
     return [*listed, *sorted(name for name in found - {"hydra", *listed} if options(name))]
 
 
+def plural(group: str) -> str:
+    """The word for several of a group."""
+    return group if group == "data" else f"{group}es" if group.endswith("s") else f"{group}s"
+
+
 def defaults() -> dict[str, str]:
     """The option that each group has when nothing is chosen."""
     text = (configs_dir() / "config.yaml").read_text(encoding="utf-8")

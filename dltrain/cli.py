@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from dltrain.commands import commands
 from dltrain.errors import ConfigError, DiskError, UserError, nearest
@@ -16,7 +17,7 @@ COMPLETION = ("--shell-completion", "-sc")
 
 def main() -> None:
     """Run the process's command line and exit with its code."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append("")  # so that trust=[mynets] finds ./mynets.py; last, so that ./random.py hides nothing
     sys.exit(run(sys.argv[1:]))
 

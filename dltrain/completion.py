@@ -4,35 +4,43 @@ import contextlib
 import io
 import os
 import re
+import shlex
 from pathlib import Path
 
-from dltrain.choices import groups
+from dltrain.choices import groups, plural
 from dltrain.commands import commands, settings
+from dltrain.errors import ConfigError
 
+SHELLS = ("bash", "zsh", "fish")
+VERBS = ("install", "uninstall", "query")
 FILES = re.compile(r"(data\.(\w+_)?path|input|out|--config-dir)=")
 
 
 def complete(words: list[str]) -> int:
     """Install, remove or answer a completion (`-sc install=bash`, `-sc query=bash`)."""
-    query = next((word.partition("=")[2] for word in words if word.startswith("query=")), "")
-    if not query:
-        return _hydra(words)
+    verb, _, shell = next((word for word in words if "=" in word), "").partition("=")
+    if verb not in VERBS or shell not in SHELLS:
+        raise ConfigError(f"{words[0]} must be followed by install=, uninstall= or query=, and {' or '.join(SHELLS)}")
+    if verb != "query":
+        return _hydra([f"{verb}={shell}"])
     line = os.environ.get("COMP_LINE", "")
     found = candidates(line)
     if found is None:
         os.environ["COMP_LINE"] = _for_hydra(line)
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(Exception):  # a shell must not see an error here
-            _hydra([f"query={query}"])
-        found = _with_commands(line, said.getvalue().split())
-    print(("\n" if query == "fish" else " ").join(found))
+            _hydra([f"query={shell}"])
+        asked = _words(line)[-1].startswith("h")  # Hydra's own settings are shown to who begins to type them
+        found = [word for word in said.getvalue().split() if asked or not word.startswith("hydra")]
+        found = _with_commands(line, found)
+    print(("\n" if shell == "fish" else " ").join(found))
     return 0
 
 
 def _hydra(words: list[str]) -> int:
     from dltrain.app import hydra_main
 
-    return hydra_main({"--shell-completion": ""}, [word for word in words if "=" in word], lambda cfg: None)
+    return hydra_main({"--shell-completion": ""}, words, lambda cfg: None)
 
 
 def candidates(line: str) -> list[str] | None:
@@ -42,7 +50,7 @@ def candidates(line: str) -> list[str] | None:
     if FILES.match(word):
         return _files(word)
     if command == "list":
-        return [name for name in ["runs", *groups()] if name.startswith(word)]
+        return [name for name in ["runs", *map(plural, groups())] if name.startswith(word)]
     if command == "help":
         return [name for name in commands() if name.startswith(word)]
     if command not in commands() or command == "train":
@@ -55,7 +63,10 @@ def candidates(line: str) -> list[str] | None:
 
 def _words(line: str) -> list[str]:
     """The words of a line; the last is the one being typed, perhaps empty."""
-    words = line.split()
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote is open still
+        words = line.split()
     return [*words, ""] if not words or line.endswith(" ") else words
 
 
@@ -64,7 +75,7 @@ def _for_hydra(line: str) -> str:
     from dltrain.compose import literals
 
     words = _words(line)
-    typed = [word for word in words[1:-1] if word not in commands()]
+    typed = [word for word in words[1:-1] if word not in commands() and not word.startswith("run=")]
     return " ".join([words[0], *literals(typed)[1], words[-1]])
 
 

@@ -176,7 +176,7 @@ def _others(broken: Mapping[str, str], found: list[str]) -> list[str]:
     return [text for text in found if text.split(" ")[0] not in names]
 
 
-def chosen(hydra: "DictConfig") -> dict[str, Any]:
+def chosen(hydra: Any) -> dict[str, Any]:
     """What was chosen of each group, from Hydra's own node; a list for groups of which several may be.
 
     Hydra records no choice of several; those are read again from the words, else from what chosen files override.

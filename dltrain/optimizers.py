@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -35,11 +36,11 @@ class Muon(Optimizer):
             one, lr, weight_decay, momentum, nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
         )
         self.adamw = AdamW(one, lr, betas, eps, weight_decay, fused=fused)
-        hidden, rest = divided(list(params))
+        listed = list(params)
+        # groups in the order of the parameters: the number of a state is the number of its parameter
         groups = [
-            {**optimizer.defaults, "params": chosen, "hidden": chosen is hidden}
-            for optimizer, chosen in ((self.muon, hidden), (self.adamw, rest))
-            if chosen
+            {**(self.muon if hidden else self.adamw).defaults, "params": list(chosen), "hidden": hidden}
+            for hidden, chosen in groupby(listed, key=hidden_among(listed))
         ]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
@@ -73,14 +74,16 @@ class Muon(Optimizer):
         self.muon.step()
 
 
-def divided(params: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The hidden matrices, and the rest, each in order; parameters stand alone or as (name, parameter)."""
+def hidden_among(params: list[Any]) -> Callable[[Any], bool]:
+    """Tells the hidden matrices from the rest; parameters stand alone or as (name, parameter)."""
 
     def parts(item: Any) -> tuple[str, Tensor]:
         return item if isinstance(item, tuple) else ("", item)
 
-    matrices = [i for i, item in enumerate(params) if parts(item)[1].ndim > 1]
+    matrices = [parts(item) for item in params if parts(item)[1].ndim > 1]
     hidden = {
-        i for i in matrices[1:-1] if not any(w.startswith(("embed", "head")) for w in parts(params[i])[0].split("."))
+        id(matrix)
+        for name, matrix in matrices[1:-1]
+        if not any(word.startswith(("embed", "head")) for word in name.split("."))
     }
-    return [p for i, p in enumerate(params) if i in hidden], [p for i, p in enumerate(params) if i not in hidden]
+    return lambda item: id(parts(item)[1]) in hidden

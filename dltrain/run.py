@@ -221,9 +221,8 @@ def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
     for path in run.folder.iterdir():  # left by a process that was killed before it could publish
         if path.name != "run.lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_yaml(
-        run.folder / "config.yaml", {"format": FORMAT, "hash": digest(what), **config, "data": absolute(config["data"])}
-    )
+    head = {"format": FORMAT, "hash": digest(what)}
+    write_yaml(run.folder / "config.yaml", head | {key: value for key, value in config.items() if key not in head})
     write_yaml(run.folder / "overrides.yaml", words)
     run.write("environment.json", environment())
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-from collections.abc import Mapping
 from dataclasses import fields
 from types import FrameType
 from typing import Any
@@ -15,7 +14,7 @@ from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.data.rows import Data, Rows
 from dltrain.distributed import Single
-from dltrain.errors import ConfigError, Stopped
+from dltrain.errors import ConfigError, Stopped, UserError
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
 from dltrain.loggers import Loggers
@@ -26,6 +25,7 @@ from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 from dltrain.settings import Settings
 from dltrain.step import Step
+from dltrain.tasks.task import Task
 from dltrain.train import Training
 
 NEVER = 2**62  # evaluations without a better one
@@ -67,47 +67,55 @@ def work(run: Run, name: str, config: Config, terminal: Terminal) -> Config:
             terminal.warn(warning)
         point("build")
         loggers = Loggers([JSONL(), *(make() for make in builder.parts("logger").values())], terminal.warn)
-        training = assemble(settings, builder, trainer, data, Checkpoints(run.folder / "checkpoints", terminal.warn))
-        for network in training.task.children():
+        trainer.seed(settings.seed)
+        task = bundle.make_task(builder, data.preparation)
+        for network in task.children():
             terminal.network(network, data.preparation.shape_in)
+        checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn)
+        training = assemble(settings, builder, trainer, data, task, checkpoints)
         for text in _unused(builder, run.words()):
             terminal.warn(text)
         point("restore")
         restored = training.restore()
-        threads = trainer.set_threads(_multiply_adds(training), (restored or {}).get("threads"))
+        recorded = restored["threads"] if restored else None
+        threads = trainer.set_threads(_multiply_adds(training), recorded)
+        if recorded not in (None, threads):
+            terminal.warn(f"trainer.threads was {recorded} so far and is {threads} now: the last bits may differ")
         _publish(run, name, data, training, loggers)
         result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
         result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
         loggers.start(run.folder, config, training.position.step)
         _listen(training, terminal, loggers, signals)
-        try:
-            point("train")
-            training.train()
-            terminal.close()
-            result |= conclude(run, config, training, data)
-        except BaseException as error:
-            terminal.close()
-            status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            _record_end(
-                run,
-                {
-                    **result,
-                    "status": status,
-                    "reason": str(error) or type(error).__name__,
-                    "epochs": training.position.epoch,
-                },
-            )
-            raise
-        run.write("result.json", result)
-        loggers.finish(result)
-        point("finished")
+        return _finish(run, config, training, data, loggers, terminal, result)
+
+
+def _finish(
+    run: Run, config: Config, training: Training, data: Data, loggers: Loggers, terminal: Terminal, result: Config
+) -> Config:
+    """Train to the end, and say in result.json how it came, whatever the end is."""
+    try:
+        point("train")
+        training.train()
+        terminal.close()
+        result |= conclude(run, config, training, data)
+    except BaseException as error:
+        terminal.close()
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        result |= {"status": status, "epochs": training.position.epoch, "reason": str(error) or type(error).__name__}
+        with contextlib.suppress(OSError, UserError):  # what ended the run is more important
+            run.write("result.json", result)
+            loggers.finish(result)
+        raise
+    run.write("result.json", result)
+    loggers.finish(result)
+    point("finished")
     return result
 
 
-def assemble(settings: Settings, builder: Builder, trainer: Single, data: Data, checkpoints: Checkpoints) -> Training:
-    """Networks, players and regularizers for prepared data; the same draw of weights wherever it runs."""
-    trainer.seed(settings.seed)
-    task = bundle.make_task(builder, data.preparation)
+def assemble(
+    settings: Settings, builder: Builder, trainer: Single, data: Data, task: Task, checkpoints: Checkpoints
+) -> Training:
+    """The players of a task, their regularizers, and the rows they train on."""
     regularizers = _regularizers(builder)
     stopping = next((r for r in regularizers if isinstance(r, EarlyStopping)), EarlyStopping(patience=NEVER))
     shards = settings.shards or trainer.world_size
@@ -133,8 +141,9 @@ def _player(
 ) -> Player:
     """A network with an optimizer and a scheduler of its own."""
     counts = dict.fromkeys(("total_steps", "T_max"), steps)  # what schedulers call the number of steps
+    learnt = [(key, parameter) for key, parameter in network.named_parameters() if parameter.requires_grad]
     # fused kernels round the tail of a tensor differently, and a sharded tensor has other tails
-    optimizer = builder.part("optimizer")(network.named_parameters(), fused=None if settings.exact else True)
+    optimizer = builder.part("optimizer")(learnt, fused=None if settings.exact else True)
     scheduler: LRScheduler = builder.part("scheduler")(optimizer, **counts)
     every_step = any(builder.accepts("scheduler", word) for word in counts)
     mine = [r for r in regularizers if r.players is None or name in r.players]
@@ -217,9 +226,3 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
         "seconds": round(position.seconds, 3),
         "weights_sha256": weights,
     }
-
-
-def _record_end(run: Run, result: Mapping[str, Any]) -> None:
-    """Say in result.json why a run ended, if the disk lets us: what ended it is more important."""
-    with contextlib.suppress(OSError):
-        run.write("result.json", result)

@@ -214,9 +214,10 @@ def test_cnn_keeps_ceil_of_size_over_stride(residual, shape_in, settings):
 
 def test_cnn_residual_adds_its_input():
     stage = CNN((4, 6), (1,), channels=[4], residual=True, norm=None).stages[0]
+    x = torch.rand(2, 4, 6)
+    assert torch.equal(stage(x), torch.relu(x + stage.second(stage.first(x))))
     for parameter in stage.parameters():
         nn.init.zeros_(parameter)
-    x = torch.rand(2, 4, 6)
     assert torch.equal(stage(x), x)
 
 

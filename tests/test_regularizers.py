@@ -65,7 +65,7 @@ def seeded(part, rows, seed=0):
 
 
 def trained(part=None, steps=150, lr=0.03, seed=0):
-    """A small network, and its activations, after steps on 20 features of which two matter; verbs called as in the loop."""
+    """A small network and its activations after steps on 20 features of which two matter; verbs called as in a loop."""
     torch.manual_seed(seed)
     network = MLP((20,), (1,), hidden=[24])
     x = torch.randn(64, 20)

@@ -124,6 +124,11 @@ def test_onecycle_is_torchs_with_its_peak_at_the_lr(settings):
     assert curve(OneCycle(optimizer(), STEPS, **settings)) == curve(theirs)
 
 
+def test_onecycle_whose_rise_is_one_step_only_falls():
+    lrs = [lr for lr, _ in curve(OneCycle(optimizer(), 10, pct_start=0.1), 10)]
+    assert all(a > b for a, b in pairwise([LR, *lrs]))
+
+
 def test_onecycle_moves_momentum_only_if_asked():
     still, moved = OneCycle(optimizer(), STEPS), OneCycle(optimizer(), STEPS, cycle_momentum=True)
     curve(still, 8)

@@ -56,22 +56,21 @@ def settings(name: str) -> list[Setting]:
 
 def parse(words: list[str], options: type[Given]) -> Given:
     """Read `key=value` words into a dataclass; text is literal. Raises ConfigError with everything that is wrong."""
-    given, rest = _read(words, options)
     names = [setting.name for setting in fields(options)]  # type: ignore[arg-type]
-    found = [_unknown(word, names) for word in rest]
-    return _made(options, given, found)
+    given, rest = _read(words, names)
+    return _made(options, given, [_unknown(word, names) for word in rest])
 
 
 def parse_known(words: list[str], options: type[Given]) -> tuple[Given, list[str]]:
-    """As `parse`, and the words that are none of the dataclass's settings are returned too."""
-    given, rest = _read(words, options)
+    """As `parse`, for a command that hands the other settings on: they are returned too."""
     names = [setting.name for setting in fields(options)]  # type: ignore[arg-type]
-    found = [_unknown(word, names) for word in rest if "=" not in word and not word.startswith("~")]
-    return _made(options, given, found), rest
+    given, rest = _read(words, names)
+    wrong = [_unknown(word, names) for word in rest if word[:1] == "-" or ("=" not in word and word[:1] != "~")]
+    return _made(options, given, wrong), rest
 
 
-def _read(words: list[str], options: type) -> tuple[dict[str, str], list[str]]:
-    names = {setting.name for setting in fields(options)}
+def _read(words: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split words into the settings of these names, as text, and the others."""
     given: dict[str, str] = {}
     rest: list[str] = []
     for word in words:

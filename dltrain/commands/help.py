@@ -22,6 +22,7 @@ dltrain -m optimizer.lr=1e-2,1e-3 seed=0,1  every combination
 dltrain model=cnn --cfg job                 every setting it would use
 dltrain list models                         what each choice is
 """
+FIRST_WORDS = {"help": "[command]", "list": "[models|optimizers|data|...|runs]"}
 SETTINGS = {
     "epochs": "passes over the training rows",
     "batch_size": "rows of a step over all processes, or all",
@@ -44,7 +45,7 @@ def run(words: list[str]) -> int:
 def page(command: str = "", width: int | None = None) -> str:
     """The help of a command, or of everything, for a terminal of some columns."""
     width = min(width or shutil.get_terminal_size().columns, WIDEST)
-    return _one(command, width) if command and settings(command) else _whole(width)
+    return _one(command, width) if command not in ("", "train") else _whole(width)
 
 
 def _whole(width: int) -> str:
@@ -87,8 +88,8 @@ def _whole(width: int) -> str:
 
 def _one(command: str, width: int) -> str:
     found = settings(command)
-    needed = " ".join(f"{setting.name}=..." for setting in found if setting.default is None)
-    more = " [key=value ...]"
+    needed = [f"{setting.name}=..." for setting in found if setting.default is None]
+    more = "[key=value ...]" if found else ""
     rows = []
     for setting in found:
         default = "" if setting.default is None else f" (default {setting.default})" if setting.default else ""
@@ -96,11 +97,9 @@ def _one(command: str, width: int) -> str:
     lines = [
         *textwrap.wrap(about(command), width),
         "",
-        f"dltrain {command} {needed}{more}".replace("  ", " "),
-        "",
-        *pairs(rows, width),
+        "  " + " ".join(word for word in ("dltrain", command, FIRST_WORDS.get(command), *needed, more) if word),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *pairs(rows, width)] if rows else lines) + "\n"
 
 
 def _members(group: str, default: str) -> str:
@@ -124,7 +123,7 @@ def _commands(text: str, width: int) -> list[str]:
 
 def pairs(rows: list[tuple[str, str]], width: int) -> list[str]:
     """Words and what they are, in two columns, folded between words."""
-    left = max(len(word) for word, _ in rows) + 4
+    left = max((len(word) for word, _ in rows), default=0) + 4
     lines = []
     for word, text in rows:
         if left > width // 2:

@@ -57,7 +57,8 @@ ships with dltrain and never replace it: a file that bears a shipped name is ref
         def forward(self, x):
             return self.layers(x)
 
-`configs/model/wide.yaml`: its first comment is what `dltrain list models` says, its values are the types of the settings.
+`configs/model/wide.yaml`, whose first comment is what `dltrain list models` says, and whose values give the settings
+their types:
 
     # one very wide hidden layer
     _target_: mynets.Wide
@@ -65,7 +66,7 @@ ships with dltrain and never replace it: a file that bears a shipped name is ref
 
 Then, as code of your own runs only where you say so:
 
-    dltrain model=wide model.width=1024 'trust=[mynets]' data=wine
+    dltrain model=wide model.width=1024 trust=mynets data=wine
 
 Activations, losses, optimizers and the steps of a pipeline are added in the same way; `dltrain list` names the folders.
 """
@@ -82,18 +83,16 @@ class Options:
 def run(words: list[str]) -> int:
     """Write the files; raises ConfigError if one of them is there already."""
     folder = Path(parse(words, Options).out).expanduser()
-    there = [str(folder / name) for name in FILES if (folder / name).exists()]
-    if there:
-        raise ConfigError(
-            f"out must be a folder without {' and '.join(FILES)}, got {folder}: {', '.join(there)} exists"
-        )
     if (folder / "config.yaml").exists():
         raise ConfigError(f"out must not hold the configs that ship with dltrain, got {folder}")
+    there = [str(folder / name) for name in FILES if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"out must be a folder without {' and '.join(FILES)}, got {folder}")
     for name, text in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:  # never over what another process has just written
             file.write(text)
         print(f"wrote {path}")
-    print("next: edit experiment/mine.yaml, then dltrain experiment=mine")
+    print(f"edit {folder / 'experiment/mine.yaml'}, then: dltrain experiment=mine")
     return 0

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dltrain.choices import configs_dir, defaults, describe, groups, options
+from dltrain.choices import configs_dir, defaults, describe, groups, options, plural
 from dltrain.commands import parse
 from dltrain.commands.help import heading, pairs
 from dltrain.errors import ConfigError, nearest
@@ -38,11 +38,6 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"list {what}: no such list{nearest(what, [*map(plural, groups()), 'runs'])}")
     print("\n".join(lines))
     return 0
-
-
-def plural(group: str) -> str:
-    """The word for several of a group."""
-    return group if group == "data" else f"{group}es" if group.endswith("s") else f"{group}s"
 
 
 def _width() -> int:

@@ -1,20 +1,27 @@
 """Continue a run found by its name, elsewhere if wanted, or with more epochs as a new run."""
 
 import shutil
+from dataclasses import dataclass
 
-from dltrain.commands import arguments
+from dltrain.commands import parse_known
 from dltrain.commands.train import go
 from dltrain.compose import compose
 from dltrain.errors import ConfigError, DataError
 from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
 
 
+@dataclass
+class Options:
+    """What `dltrain resume` takes; other words are settings of the run."""
+
+    run: str  # a folder, the beginning of a run's name, or last
+    output_root: str = "outputs"  # where runs are looked for
+
+
 def run(words: list[str]) -> int:
     """Continue `run=...`; `trainer=` and `logger=` may change, `epochs=N` starts a new run from its checkpoint."""
-    given, overrides = arguments(words, "run", "output_root")
-    if "run" not in given:
-        raise ConfigError("run must be given: dltrain resume run=last")
-    found = find(given["run"], given.get("output_root", "outputs"))
+    options, overrides = parse_known(words, Options)
+    found = find(options.run, options.output_root)
     config = found.config()
     if digest(identity(config)) != config["hash"]:
         raise DataError(f"{config['data'].get('path')}: has changed since run {found.name} was started")

@@ -41,6 +41,7 @@ class File:
             self.name = "standard input"
             self.stdin = tempfile.TemporaryFile()  # noqa: SIM115: lives as long as this object
             shutil.copyfileobj(sys.stdin.buffer, self.stdin)
+            self.stdin.flush()  # it is read again by its number
             if not self.stdin.tell():
                 raise DataError("standard input: the file is empty")
         else:

@@ -75,13 +75,12 @@ def fit(steps: dict[str, Any], features: np.ndarray, target: np.ndarray) -> tupl
     """
     said: list[str] = []
     for name, step in steps.items():
-        proved = proves(name, step, features, target)
+        prove(name, step, features, target)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fitted(name, step, features, target)
         said += dict.fromkeys(f"pipeline.{name}: {first_sentence(one.message)}" for one in caught)
-        if not proved:
-            restorable(name, step, features[:PROOF_ROWS])
+        restorable(name, step, features[:PROOF_ROWS])  # again: with more rows some keep their neighbours in a tree
         features = apply(name, step, features)
     return features, said
 
@@ -97,15 +96,9 @@ def fitted(name: str, step: Any, features: np.ndarray, target: np.ndarray) -> No
 def apply(name: str, step: Any, features: np.ndarray) -> np.ndarray:
     """One fitted step on (rows, n); dense, float64 and finite. Raises ConfigError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said once, when it was fitted
-            result = step.transform(features)
-    except Exception as error:
-        raise refused(name, error) from error
-    try:
-        result = np.asarray(dense(result), np.float64)
+        result = np.asarray(transformed(name, step, features), np.float64)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"pipeline.{name} must give numbers, got {np.asarray(result).dtype}") from error
+        raise ConfigError(f"pipeline.{name} must give numbers, which {type(step).__name__} does not") from error
     if result.ndim != 2 or len(result) != len(features) or not result.shape[1]:
         raise ConfigError(
             f"pipeline.{name} must give one row of columns for each row, got an array of shape {result.shape}"
@@ -115,8 +108,8 @@ def apply(name: str, step: Any, features: np.ndarray) -> np.ndarray:
     return result
 
 
-def proves(name: str, step: Any, features: np.ndarray, target: np.ndarray) -> bool:
-    """Fit a copy on ten rows and restore it, before the whole is fitted; False if ten rows do not do for it."""
+def prove(name: str, step: Any, features: np.ndarray, target: np.ndarray) -> None:
+    """Fit a copy on ten rows and restore it, before hours go into fitting the whole; ten rows may not do for it."""
     sample = clone(step)
     try:
         with warnings.catch_warnings():
@@ -124,9 +117,8 @@ def proves(name: str, step: Any, features: np.ndarray, target: np.ndarray) -> bo
             sample.fit(features[:PROOF_ROWS], target[:PROOF_ROWS])
             sample.transform(features[:PROOF_ROWS])
     except Exception:
-        return False
+        return
     restorable(name, sample, features[:PROOF_ROWS])
-    return True
 
 
 def restorable(name: str, step: Any, features: np.ndarray) -> None:
@@ -140,15 +132,19 @@ def restorable(name: str, step: Any, features: np.ndarray) -> None:
         raise ConfigError(
             f"pipeline.{name} must be a transformer that can be saved without pickle, got {kind} ({first_sentence(error)})"
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before, after = (one.transform(features) for one in (step, copy))
-    if not np.array_equal(dense(before), dense(after)):
+    before, after = (np.asarray(transformed(name, one, features)) for one in (step, copy))
+    if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
         raise ConfigError(f"pipeline.{name} must give the same numbers when restored, which {kind} does not")
 
 
-def dense(result: Any) -> Any:
-    """A sparse matrix as a plain one."""
+def transformed(name: str, step: Any, features: np.ndarray) -> Any:
+    """What a fitted step gives, dense; raises ConfigError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, when it was fitted
+            result = step.transform(features)
+    except Exception as error:
+        raise refused(name, error) from error
     return result.toarray() if sparse.issparse(result) else result
 
 

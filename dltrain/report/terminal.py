@@ -142,6 +142,11 @@ class Terminal:
         self._line(Text("predict new rows with"))
         self._line(Text(shown(predict_command), style="bold"), whole=True)  # alone on its line: a click selects it
 
+    def metrics(self, title: str, metrics: dict[str, float]) -> None:
+        """Show the metrics of some rows under a title."""
+        self.opening(title)
+        self._table(["metric", "value"], [[name, number(value)] for name, value in metrics.items()], right=frozenset({1}))
+
     def stopped(self, text: str) -> None:
         """Say why training ended early; leaves the terminal as it was."""
         self.close()

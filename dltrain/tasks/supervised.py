@@ -29,16 +29,17 @@ class Supervised(Task):
         if threshold != 0.5 and self.target.kind != "binary":
             raise ConfigError(f"task.threshold must be left out for a target of {self.target.kind}, got {threshold}")
         # a buffer, so that a tuned threshold is part of the model's weights file
+        self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(0.5 if self.tuned else float(threshold), dtype=torch.float64))
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
-        yield "network", *self.loss(self.network(batch["features"]), batch["target"], batch.get("weight"))
+        yield "network", *self.loss(self.network(batch["features"]).float(), batch["target"], batch.get("weight"))
 
     def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self.target.decode(self.loss.predict(self.network(batch["features"])))
+        return self.target.decode(self.loss.predict(self.network(batch["features"]).float()))
 
     def assess(self, batch: Mapping[str, Tensor]) -> tuple[list[Move], Tensor]:
-        output = self.network(batch["features"])
+        output = self.network(batch["features"]).float()
         total, count = self.loss(output, batch["target"], batch.get("weight"))
         return [("network", total, count)], self.target.decode(self.loss.predict(output))
 

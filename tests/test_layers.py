@@ -1,0 +1,97 @@
+"""Imports point one way, and only some rooms know Hydra and torch.distributed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "dltrain"
+LEAVES = {"errors", "faults"}
+MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself and the leaves
+    "errors": set(),
+    "faults": set(),
+    "settings": set(),
+    "order": set(),
+    "choices": set(),
+    "checks": {"choices", "settings"},
+    "compose": {"checks", "choices", "settings"},
+    "build": set(),
+    "data": set(),
+    "models": set(),
+    "losses": set(),
+    "metrics": set(),
+    "optimizers": set(),
+    "schedulers": set(),
+    "regularizers": set(),
+    "loggers": set(),
+    "report": set(),
+    "tasks": {"metrics"},
+    "distributed": {"settings"},
+    "player": {"regularizers"},
+    "step": {"distributed", "order", "player", "regularizers", "tasks"},
+    "evaluate": {"distributed", "player", "tasks"},
+    "checkpoint": {"player"},
+    "train": {
+        *("checkpoint", "distributed", "evaluate", "order", "player", "regularizers", "settings", "step", "tasks"),
+    },
+    "run": {"data", "settings"},
+    "bundle": {"build", "checkpoint", "evaluate", "tasks"},
+    "worker": {
+        *("build", "bundle", "checkpoint", "data", "distributed", "evaluate", "loggers", "player", "regularizers"),
+        *("report", "run", "settings", "step", "tasks", "train"),
+    },
+    "commands": {"build", "bundle", "choices", "compose", "report", "run", "settings", "worker"},
+    "cli": {"choices", "commands", "compose", "run"},
+    "__main__": {"cli"},
+    "__init__": {"bundle", "run"},
+}
+HYDRA = {"compose", "cli"}  # cli only hands `train` over to hydra.main
+DISTRIBUTED = {"distributed", "launch"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports when it runs, at any depth."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # names for type checkers alone make no arrow
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = room(path)
+    for name in imports(path):
+        if name.startswith("dltrain."):
+            other = name.split(".")[1]
+            allowed = {own, *LEAVES, *MAY_IMPORT[own]}
+            assert other in allowed or other == "__version__", f"{own} must not import {name}"
+        if name.startswith(("hydra", "omegaconf")):
+            assert own in HYDRA, f"{own} must not know {name}"
+        if name.startswith("torch.distributed"):
+            assert own in DISTRIBUTED, f"{own} must not know {name}"
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {room(path) for path in ROOT.rglob("*.py")} == set(MAY_IMPORT)
+
+
+def test_the_table_has_no_cycle() -> None:
+    def reach(name: str, seen: tuple[str, ...] = ()) -> None:
+        assert name not in seen, f"{' -> '.join((*seen, name))} goes in a circle"
+        for other in MAY_IMPORT[name]:
+            reach(other, (*seen, name))
+
+    for name in MAY_IMPORT:
+        reach(name)
