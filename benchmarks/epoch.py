@@ -26,12 +26,11 @@ import random
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -41,18 +40,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from dltrain import worker
-from dltrain.build import Builder
-from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
-from dltrain.data.rows import Data
-from dltrain.loggers import Loggers
-from dltrain.loggers.jsonl import JSONL
 from dltrain.report.terminal import Terminal
 from dltrain.run import opened
-from dltrain.settings import Settings
+from dltrain.train import Training
+from dltrain.worker import work
 
-ROWS, N_IN, WIDTH, CLASSES = 60_000, 40, 256, 10
+ROWS, TEST = 60_000, 100  # of training, of the test (read, not used)
+N_IN, WIDTH, CLASSES = 40, 256, 10
 
 
 def write_csv(path: Path, rows: int) -> None:
@@ -65,30 +60,15 @@ def write_csv(path: Path, rows: int) -> None:
 
 
 class Ours:
-    """A run built as worker.work builds it, up to the first epoch."""
+    """A run that dltrain has built, at the point where it would train."""
 
-    def __init__(self, words: list[str], stack: ExitStack, data: Data | None = None) -> None:
-        run, name, config = stack.enter_context(opened(compose(words), words))
-        settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
-        builder = Builder(config)
-        builder.handed |= {"exact": settings.exact, "precision": settings.precision}
-        self.trainer = builder.part("trainer")()
-        builder.handed["pipeline"] = builder.parts("pipeline")
-        self.data = data or builder.part("data")().load()
-        nowhere = stack.enter_context(Path(os.devnull).open("w"))
-        terminal = Terminal(Console(file=nowhere, force_terminal=True, force_interactive=True, width=100))
-        stack.callback(terminal.close)
-        loggers = Loggers([JSONL()], terminal.warn)
-        checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn)
-        self.training = worker.assemble(settings, builder, self.trainer, self.data, checkpoints)
-        self.trainer.set_threads(worker._multiply_adds(self.training), None)
-        worker._publish(run, name, self.data, self.training, loggers)
-        loggers.start(run.folder, config, 0)
-        worker._listen(self.training, terminal, loggers, stack.enter_context(worker.Signals()))
-        self.spent: dict[str, float] = defaultdict(float)
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.spent: dict[str, float] = {}
         for part in ("evaluate", "save"):
-            setattr(self.training, part, self._clocked(part, getattr(self.training, part)))
-        self.training.next_save = time.monotonic() + self.trainer.save_every.number
+            setattr(training, part, self._clocked(part, getattr(training, part)))
+        training.started = time.monotonic()
+        training.next_save = training.started + training.trainer.save_every.number
 
     def _clocked(self, part: str, verb: Callable) -> Callable:
         def clocked(*given: Any) -> Any:
@@ -96,29 +76,40 @@ class Ours:
             try:
                 return verb(*given)
             finally:
-                self.spent[part] += time.thread_time() - before
+                self.spent[part] = self.spent.get(part, 0) + time.thread_time() - before
 
         return clocked
 
     def epoch(self) -> None:
-        with self.trainer:  # deterministic algorithms are on for ours alone
-            self.training.train_epoch()
+        torch.use_deterministic_algorithms(True)  # as the worker has set it; the loops by hand are spared
+        self.training.train_epoch()
+        torch.use_deterministic_algorithms(False)
 
     def settle(self) -> None:
         self.training.checkpoints.wait()
 
 
+def run(words: list[str], instead: Callable[[Ours], None]) -> None:
+    """A run by dltrain's own worker, in which something else stands where it would train."""
+    with ExitStack() as stack:
+        opened_run, name, config = stack.enter_context(opened(compose(words), words))
+        stack.enter_context(mock.patch.object(Training, "train", lambda training: instead(Ours(training))))
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
+        console = Console(file=nowhere, force_terminal=True, force_interactive=True, width=100)
+        work(opened_run, name, config, Terminal(console))
+
+
 class ByHand:
     """A loop written by hand."""
 
-    def __init__(self, data: Data, batch_size: int, loader: bool, fused: bool | None) -> None:
-        self.features, self.target, self.batch_size = data.train["features"], data.train["target"], batch_size
+    def __init__(self, rows: dict[str, Tensor], batch_size: int, loader: bool, fused: bool | None) -> None:
+        self.features, self.target, self.batch_size = rows["features"], rows["target"], batch_size
         torch.manual_seed(0)
         layers = [nn.Linear(N_IN, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)]
         self.model = nn.Sequential(*layers)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=fused)
-        rows = TensorDataset(self.features, self.target)
-        self.loader = DataLoader(rows, batch_size, shuffle=True) if loader else None
+        dataset = TensorDataset(self.features, self.target)
+        self.loader = DataLoader(dataset, batch_size, shuffle=True) if loader else None
 
     def epoch(self) -> None:
         model, optimizer = self.model, self.optimizer
@@ -136,22 +127,24 @@ class ByHand:
         pass
 
 
-def measure(contestants: dict[str, Any], rounds: int, epochs: int) -> dict[str, list[tuple[float, float]]]:
+def measure(contestants: dict[str, Any], options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """(wall, CPU) seconds an epoch of every contestant in every round."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for contestant in contestants.values():  # once to warm up
         contestant.epoch()
         contestant.settle()
+        if isinstance(contestant, Ours):
+            contestant.spent.clear()
     names = list(contestants)
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         random.shuffle(names)
         for name in names:
             wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(epochs):
+            for _ in range(options.epochs):
                 contestants[name].epoch()
             wall = time.perf_counter() - wall
             contestants[name].settle()
-            times[name].append((wall / epochs, (time.process_time() - cpu) / epochs))
+            times[name].append((wall / options.epochs, (time.process_time() - cpu) / options.epochs))
     return times
 
 
@@ -161,31 +154,48 @@ def spread(values: list[float]) -> str:
 
 def compare(batch_size: int, options: argparse.Namespace, folder: Path) -> list[str]:
     """The lines of the table for one batch size."""
-    words = ["data=csv", f"data.path={folder / 'rows.csv'}", "data.target=y", "data.split.test=10", "epochs=100000"]
-    words += [f"data.split.valid={options.valid}", f"batch_size={batch_size}", "trainer.device=cpu", "trainer.threads=1"]
-    with ExitStack() as stack:
-        runs: dict[str, Ours] = {}
-        for exact in ("false", "true"):
-            root = f"output_root={folder / str(batch_size)}"
-            runs[exact] = Ours([*words, root, f"exact={exact}"], stack, runs["false"].data if runs else None)
-        data = runs["false"].data
-        assert len(data.train["target"]) == ROWS
-        assert len(data.valid["target"]) == options.valid
+    words = [
+        "data=csv",
+        f"data.path={folder / 'rows.csv'}",
+        "data.target=y",
+        f"data.split.test={TEST}",
+        "epochs=100000",
+    ]
+    words += [
+        f"data.split.valid={options.valid}",
+        f"batch_size={batch_size}",
+        "trainer.device=cpu",
+        "trainer.threads=1",
+    ]
+    words += [f"output_root={folder / str(batch_size)}"]
+    found: list[str] = []
+
+    def with_both(fused: Ours, plain: Ours) -> None:
+        rows = fused.training.train_rows
+        assert len(rows["target"]) == ROWS
+        assert len(fused.training.valid_rows["target"]) == options.valid
         loops = {
-            "textbook": ByHand(data, batch_size, loader=True, fused=None),
-            "best": ByHand(data, batch_size, loader=False, fused=True),
-            "best-plain": ByHand(data, batch_size, loader=False, fused=None),
+            "textbook": ByHand(rows, batch_size, loader=True, fused=None),
+            "best": ByHand(rows, batch_size, loader=False, fused=True),
+            "best-plain": ByHand(rows, batch_size, loader=False, fused=None),
         }
-        times = measure({**{f"ours {k}": v for k, v in runs.items()}, **loops}, options.rounds, options.epochs)
-    return lines(batch_size, options, runs, times)
+        runs = {"false": fused, "true": plain}
+        times = measure({**{f"ours {exact}": ours for exact, ours in runs.items()}, **loops}, options)
+        found.extend(lines(batch_size, options, runs, times))
+
+    def with_one(fused: Ours) -> None:
+        run([*words, "exact=true"], lambda plain: with_both(fused, plain))
+
+    run([*words, "exact=false"], with_one)
+    return found
 
 
 def lines(batch_size: int, options: argparse.Namespace, runs: dict[str, Ours], times: dict[str, Any]) -> list[str]:
     found = []
     for exact, ours in runs.items():
         mine = times[f"ours {exact}"]
-        epochs = options.rounds * options.epochs + 1
-        evaluation = ours.spent["evaluate"] / epochs
+        epochs = options.rounds * options.epochs
+        evaluation = ours.spent.get("evaluate", 0) / epochs
         for other in ("textbook", "best", "best-plain"):
             walls = [a[0] / b[0] for a, b in zip(mine, times[other], strict=True)]
             cpus = [a[1] / b[1] for a, b in zip(mine, times[other], strict=True)]
@@ -209,9 +219,11 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="say where our CPU time goes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_csv(Path(folder) / "rows.csv", ROWS + options.valid + 10)
+        write_csv(Path(folder) / "rows.csv", ROWS + options.valid + TEST)
         print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; one thread")
-        print(f"{ROWS:,} training rows, {options.valid:,} validation rows; {options.rounds} rounds of {options.epochs} epochs")
+        print(
+            f"{ROWS:,} training rows, {options.valid:,} validation rows; {options.rounds} rounds of {options.epochs} epochs"
+        )
         print(f"batch  exact  {'against':<10}  {'cpu':<20}  {'wall':<20}  {'cpu, steps':<20}", flush=True)
         for batch_size in options.batch:
             print("\n".join(compare(batch_size, options, Path(folder))), flush=True)

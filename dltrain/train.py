@@ -89,14 +89,16 @@ class Training:
     def train_epoch(self) -> None:
         """Walk through the rest of the epoch under way."""
         position = self.position
-        order = epoch_order(self.n_rows, self.settings.seed, position.epoch).to(self.trainer.device)
-        rows = {key: values.index_select(0, order) for key, values in self.train_rows.items()}
+        rest = self.bounds[position.batch :]
+        sizes = [end - start for start, end in rest]
+        order = epoch_order(self.n_rows, self.settings.seed, position.epoch)[rest[0][0] :].to(self.trainer.device)
+        batches = {key: values.index_select(0, order).split(sizes) for key, values in self.train_rows.items()}
         self.task.train()
-        for start, end in self.bounds[position.batch :]:
-            self.step({key: values[start:end] for key, values in rows.items()}, end - start, position.step)
+        for number, n_rows in enumerate(sizes):
+            self.step({key: pieces[number] for key, pieces in batches.items()}, n_rows, position.step)
             position.batch += 1
             position.step += 1
-            position.rows += end - start
+            position.rows += n_rows
             if position.batch == len(self.bounds):
                 position.epoch, position.batch = position.epoch + 1, 0
                 for player in self.players.values():

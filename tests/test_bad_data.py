@@ -18,7 +18,11 @@ ROWS = 30
 
 def table(rows: int = ROWS, **cells: Callable[[int], object]) -> str:
     """A CSV of columns x (numbers), kind (a, b) and price; further columns or other cells by name."""
-    columns = {"x": lambda i: i * 1.5 + (i % 7), "kind": lambda i: "ab"[i % 2], "price": lambda i: 100.5 + 3 * i} | cells
+    columns = {
+        "x": lambda i: i * 1.5 + (i % 7),
+        "kind": lambda i: "ab"[i % 2],
+        "price": lambda i: 100.5 + 3 * i,
+    } | cells
     lines = [",".join(columns)]
     lines += [",".join(str(cell(i)) for cell in columns.values()) for i in range(rows)]
     return "\n".join(lines) + "\n"
@@ -85,14 +89,24 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         ConfigError,
         "data.target must name each column once, got ['price', 'price']",
     ),
-    "id": (GOOD, {"id": "kin"}, ConfigError, "data.id must be a column of houses.csv, got kin; did you mean kind? (kind, price, x)"),
+    "id": (
+        GOOD,
+        {"id": "kin"},
+        ConfigError,
+        "data.id must be a column of houses.csv, got kin; did you mean kind? (kind, price, x)",
+    ),
     "ignore": (
         GOOD,
         {"ignore": ["X"]},
         ConfigError,
         "data.ignore must be a column of houses.csv, got X; did you mean x? (kind, price, x)",
     ),
-    "weight": (GOOD, {"weight": "w"}, ConfigError, "data.weight must be a column of houses.csv, got w (kind, price, x)"),
+    "weight": (
+        GOOD,
+        {"weight": "w"},
+        ConfigError,
+        "data.weight must be a column of houses.csv, got w (kind, price, x)",
+    ),
     "by": (
         GOOD,
         {"split": {"kind": "group", "by": "kinds"}},
@@ -109,10 +123,15 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         GOOD,
         {"columns": {"x": "numeric"}},
         ConfigError,
-        "data.columns.x must be one of number, category, yes/no, date, text, constant, identifier, got numeric; did you mean number?"
-        " (category, constant, date, identifier, number, text, yes/no)",
+        "data.columns.x must be one of number, category, yes/no, date, text, constant, identifier,"
+        " got numeric; did you mean number? (category, constant, date, identifier, number, text, yes/no)",
     ),
-    "ignored target": (GOOD, {"ignore": ["price"]}, ConfigError, "data.target must not be in data.ignore as well, got price"),
+    "ignored target": (
+        GOOD,
+        {"ignore": ["price"]},
+        ConfigError,
+        "data.target must not be in data.ignore as well, got price",
+    ),
     "grouped target": (
         GOOD,
         {"split": {"kind": "group", "by": "price"}},
@@ -210,7 +229,8 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         table(kind=at(4, "z", lambda i: "ab"[i % 2])),
         {"target": "kind"},
         DataError,
-        "houses.csv, column kind: class z has one row, which cannot be on both sides of a stratified split;"
+        "houses.csv, column kind: class z has one row, which cannot be on both sides"
+        " of a stratified split;"
         " leave it out or set data.split.kind=random",
     ),
     "late class": (
@@ -235,9 +255,15 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         GOOD,
         {"split": {"valid": 20, "test": 10}},
         DataError,
-        "houses.csv: 30 rows are fewer than the split needs (20 for validation, 10 for the test, at least 2 for training)",
+        "houses.csv: 30 rows are fewer than the split needs (20 for validation, 10 for the test,"
+        " at least 2 for training)",
     ),
-    "no validation": (GOOD, {"split": {"valid": 0}}, ConfigError, "data.split.valid must leave at least one row for validation, got 0"),
+    "no validation": (
+        GOOD,
+        {"split": {"valid": 0}},
+        ConfigError,
+        "data.split.valid must leave at least one row for validation, got 0",
+    ),
     "size": (
         GOOD,
         {"split": {"test": 1.5}},
@@ -323,7 +349,12 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         DataError,
         "houses.csv row 1, column kind: expected a number, got 'a'",
     ),
-    "shape zero": (GOOD, {"shape": [1, 0]}, ConfigError, "data.shape must be whole numbers such as [1,28,28], got [1, 0]"),
+    "shape zero": (
+        GOOD,
+        {"shape": [1, 0]},
+        ConfigError,
+        "data.shape must be whole numbers such as [1,28,28], got [1, 0]",
+    ),
     "rows": (GOOD, {"rows": 1}, ConfigError, "data.rows must be a whole number of at least 2, or null, got 1"),
     "delimiter": (
         GOOD,
@@ -376,7 +407,10 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "empty.csv": (DataError, "empty.csv: the file is empty"),
     }
     for path, expected in sentences.items():
-        for attempt in (lambda p=path: content_hash({"path": p, "delimiter": None}), lambda p=path: CSV(p, "price").load()):
+        for attempt in (
+            lambda p=path: content_hash({"path": p, "delimiter": None}),
+            lambda p=path: CSV(p, "price").load(),
+        ):
             with pytest.raises(UserError) as raised:
                 attempt()
             assert (type(raised.value), str(raised.value)) == expected
@@ -387,7 +421,9 @@ def test_parquet_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     (tmp_path / "x.parquet").write_bytes(b"PAR1....")
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else find(name, *rest)
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^data.path=x.parquet needs pip install 'dltrain\[parquet\]'$"):
         CSV("x.parquet", "price").load()

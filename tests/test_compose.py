@@ -55,7 +55,7 @@ def listed(names: Any) -> str:
 
 
 TOY_KEYS = (
-    "(" + ", ".join(f"model.{key}" for key in "width layers rate fast label dropout anything inner".split()) + ")"
+    "(model.width, model.layers, model.rate, model.fast, model.label, model.dropout, model.anything, model.inner)"
 )
 DROPUT = f"model.droput: no such setting of model=toy; did you mean model.dropout? {TOY_KEYS}"
 ROOT_KEYS = listed({*groups(), *Settings.__dataclass_fields__})

@@ -188,8 +188,8 @@ def test_python_predicts_what_the_command_writes(trained: Trained) -> None:
     frame = pd.read_csv(trained.folder.parent / "python.csv")  # pandas' own idea of what the columns hold
     found = dltrain.load(str(trained.folder)).predict(frame)
     assert found.columns.tolist() == written.columns.tolist()
-    for name in found:
-        if pd.api.types.is_float_dtype(written[name].dtype):
-            np.testing.assert_allclose(found[name], written[name], rtol=1e-6)
+    for ours, read in zip(found.items(), written.items(), strict=True):
+        if pd.api.types.is_float_dtype(read[1].dtype):
+            np.testing.assert_allclose(ours[1], read[1], rtol=1e-6)
         else:
-            assert found[name].fillna("").astype(str).tolist() == written[name].fillna("").astype(str).tolist()
+            assert ours[1].fillna("").astype(str).tolist() == read[1].fillna("").astype(str).tolist()

@@ -308,7 +308,7 @@ def test_files_without_a_class_change_the_part_that_they_name():
     others = {name: shipped(name) for name in SHIPPED if name not in CLASSES}
     assert others == {
         "batch_norm": ("model", {"norm": "batch"}),
-        "dropout": ("model", {"dropout": 0.1}),
+        "dropout": ("model", {"dropout": 0.5}),
         "label_smoothing": ("loss", {"label_smoothing": 0.1}),
         "none": ("_global_", {}),
     }

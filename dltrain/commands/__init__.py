@@ -5,6 +5,7 @@ what it is. `train` alone is a Hydra application (see dltrain/app.py).
 """
 
 import ast
+import builtins
 import re
 import types
 from dataclasses import MISSING, dataclass, fields
@@ -115,7 +116,7 @@ def _value(text: str, hint: Any) -> Any:
         if text == "null" and len(kinds) < len(get_args(hint)):
             return None
         hint = kinds[0]
-    if get_origin(hint) is list:
+    if get_origin(hint) is builtins.list:  # `list` is a command's module here, once that is imported
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         return [_value(item.strip(), get_args(hint)[0]) for item in inner.split(",") if item.strip()]
     if hint is bool:

@@ -22,7 +22,7 @@ ISO = "ISO8601"
 ISO_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?")
 # Where both fit, a slash is read month first and a dot or a dash day first.
 DAYS = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y")
-DAYS += ("%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%Y.%m.%d")
+MONTHS = ("%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%Y.%m.%d")
 HOURS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 BAD_SHARE = 0.05  # a column of which at most this share is no number is a column of numbers with mistakes in it
 ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|rownames?|unnamed: \d+))$|[a-z](Id|ID)$|^(?i:index)$")
@@ -85,6 +85,11 @@ def text(series: pd.Series) -> np.ndarray:
     return found
 
 
+def absent(words: np.ndarray) -> np.ndarray:
+    """(rows,) True where text is missing."""
+    return np.asarray(pd.isna(words), bool)
+
+
 def number_text(value: Any) -> str:
     """Text of a number as people write it: 3 for 3.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -93,7 +98,7 @@ def number_text(value: Any) -> str:
 def filled(series: pd.Series) -> np.ndarray:
     """(rows,) of text, '' where missing: a level of its own."""
     found = text(series)
-    found[np.equal(found, None)] = ""
+    found[absent(found)] = ""
     return found
 
 
@@ -110,7 +115,7 @@ def numbers(series: pd.Series, place: Place) -> np.ndarray:
     else:
         words = text(series)
         found = parsed(words)
-        wrong = np.flatnonzero(np.isnan(found) & ~np.equal(words, None))
+        wrong = np.flatnonzero(np.isnan(found) & ~absent(words))
         if len(wrong):
             raise place.error(wrong[0], name, "a number", words[wrong[0]])
     infinite = np.isinf(found)
@@ -133,7 +138,7 @@ def days(series: pd.Series, form: str, place: Place) -> np.ndarray:
         return elapsed(pd.to_datetime(series, utc=True))
     words = text(series)
     found = elapsed(parse_dates(words, form or ISO))
-    wrong = np.flatnonzero(np.isnan(found) & ~np.equal(words, None))
+    wrong = np.flatnonzero(np.isnan(found) & ~absent(words))
     if len(wrong):
         raise place.error(wrong[0], str(series.name), f"a date like {example(form)}", words[wrong[0]])
     return found
@@ -210,14 +215,14 @@ def infer_numbers(name: str, found: np.ndarray, place: Place) -> Column:
 
 def infer_words(name: str, words: np.ndarray, place: Place) -> Column:
     """Of text: yes/no, number, date, category, text, constant or identifier."""
-    known = words[~np.equal(words, None)]
+    known = words[~absent(words)]
     levels = set(known)
     if not levels or (len(levels) == 1 and len(known) == len(words)):
         return Column(name, "constant")
     if {level.lower() for level in levels} in PAIRS:
         return Column(name, "yes/no")
     found = parsed(words)
-    wrong = np.flatnonzero(np.isnan(found) & ~np.equal(words, None))
+    wrong = np.flatnonzero(np.isnan(found) & ~absent(words))
     if mostly(found[~np.isnan(found)], len(known)):
         if len(wrong):
             raise mistaken(place, wrong, words, name, "a number")
@@ -227,7 +232,7 @@ def infer_words(name: str, words: np.ndarray, place: Place) -> Column:
     form = date_form(words, 1 - BAD_SHARE)
     if form:
         times = elapsed(parse_dates(words, form))
-        wrong = np.flatnonzero(np.isnan(times) & ~np.equal(words, None))
+        wrong = np.flatnonzero(np.isnan(times) & ~absent(words))
         if len(wrong):
             raise mistaken(place, wrong, words, name, f"a date like {example(form)}")
         return Column(name, "date", form, has_hours(times))
@@ -264,11 +269,11 @@ def infer_levels(name: str, known: np.ndarray, levels: int) -> str:
 
 def date_form(words: np.ndarray, share: float) -> str:
     """The form that at least this share of the words has, '' if none."""
-    known = pd.unique(words[~np.equal(words, None)])
+    known = pd.unique(words[~absent(words)])
     if not len(known) or not any(char.isdigit() for char in known[0]):
         return ""
     first = known[:20]
-    for form in (ISO, *(day + hour for hour in HOURS for day in DAYS)):
+    for form in (ISO, *(day + hour for hour in HOURS for day in DAYS + MONTHS)):
         if form == ISO and sum(ISO_LIKE.fullmatch(word) is not None for word in first) < share * len(first):
             continue
         if (

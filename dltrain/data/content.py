@@ -1,4 +1,4 @@
-"""Data by content, for the name of a run: files are hashed, never parsed. Standard library only, so it answers at once."""
+"""Data by content, for the name of a run: files are hashed, never parsed. Standard library only: it answers at once."""
 
 import hashlib
 from pathlib import Path

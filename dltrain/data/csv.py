@@ -36,8 +36,8 @@ class CSV:
     ) -> None:
         if path is None:
             raise ConfigError("data.path must be a file, got null")
-        self.paths = {"path": path, "valid_path": valid_path, "test_path": test_path}
-        self.reading = {"delimiter": delimiter, "encoding": encoding}
+        self.paths: dict[str, str | None] = {"path": path, "valid_path": valid_path, "test_path": test_path}
+        self.reading: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
         self.rows = count_of("data.rows", rows, 2)
         self.table = Table(
             target=names("data.target", target, least=1),

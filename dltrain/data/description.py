@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dltrain.data.columns import FEATURES, Column, Place, text
+from dltrain.data.columns import FEATURES, Column, Place, absent, numbers, text
 from dltrain.data.preparation import Preparation
 from dltrain.data.rows import Rows
 from dltrain.data.target import Target, labels
@@ -36,9 +36,9 @@ def describe(
 
 
 def statistics(series: pd.Series, column: Column) -> dict[str, Any]:
-    """Kind, missing, unique, and what fits the kind: mean, std, min, median, max of numbers and dates, levels of categories."""
+    """Kind, missing, unique; moments of numbers and dates, the commonest levels of categories."""
     words = text(series) if column.kind not in ("number", "date") else None
-    missing = int(np.sum(np.equal(words, None))) if words is not None else int(series.isna().sum())
+    missing = int(np.sum(absent(words))) if words is not None else int(series.isna().sum())
     found: dict[str, Any] = {"name": column.name, "kind": column.kind, "missing": missing}
     if words is None:
         values = column.values(series, Place(""))
@@ -46,14 +46,8 @@ def statistics(series: pd.Series, column: Column) -> dict[str, Any]:
         found["unique"] = len(np.unique(known))
         if len(known):
             with np.errstate(over="ignore"):
-                moments = {
-                    "mean": known.mean(),
-                    "std": known.std(),
-                    "min": known.min(),
-                    "median": np.median(known),
-                    "max": known.max(),
-                }
-            found |= {name: value.item() for name, value in moments.items() if np.isfinite(value)}
+                moments = {name: float(getattr(np, name)(known)) for name in ("mean", "std", "min", "median", "max")}
+            found |= {name: value for name, value in moments.items() if np.isfinite(value)}
         if column.kind == "date":
             for name in {"min", "median", "max"} & set(found):
                 found[name] = str(pd.Timestamp(found[name], unit="D").round("s"))
@@ -101,37 +95,42 @@ def hashes(rows: Rows) -> np.ndarray:
 def leaks(goal: Target, train: pd.DataFrame, kinds: list[Column]) -> list[str]:
     """Columns from which the target can be read off."""
     said = []
+    place = Place("")
     for name in goal.names if goal.kind != "multilabel" else ():
-        place = Place("")
+        numeric = goal.kind == "number"
+        truth = numbers(train[name], place) if numeric else labels(train[name], place)
         for column in kinds:
             if column.kind not in FEATURES or column.kind == "text":
                 continue
-            if goal.kind == "number":
-                same = column.kind in ("number", "date") and correlation(train, column, name) > SAME
+            if numeric:
+                same = column.kind in ("number", "date")
+                same = same and correlation(column.values(train[column.name], place), truth) > SAME
             else:
-                same = one_to_one(text(train[column.name]), labels(train[name], place))
+                same = one_to_one(text(train[column.name]), truth)
             if same:
                 said.append(
-                    f"column {column.name} all but equals the target {name}; if it is not known beforehand, set data.ignore=[{column.name}]"
+                    f"column {column.name} all but equals the target {name};"
+                    f" if it is not known beforehand, set data.ignore=[{column.name}]"
                 )
     return said
 
 
-def correlation(train: pd.DataFrame, column: Column, name: str) -> float:
-    """Of a column with a target, over rows that have both, in absolute value."""
-    x, y = column.values(train[column.name], Place("")), Column(name, "number").values(train[name], Place(""))
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Of two columns, over rows that have both, in absolute value."""
     both = ~np.isnan(x) & ~np.isnan(y)
+    if both.sum() <= 2:
+        return 0.0
     x, y = x[both] - x[both].mean(), y[both] - y[both].mean()
-    x, y = x / max(np.abs(x).max(initial=0), 1e-300), y / max(np.abs(y).max(initial=0), 1e-300)
+    x, y = x / max(np.abs(x).max(), 1e-300), y / max(np.abs(y).max(), 1e-300)
     scale = float(np.sqrt((x @ x) * (y @ y)))
-    return abs(float(x @ y)) / scale if scale > 0 and both.sum() > 2 else 0.0
+    return abs(float(x @ y)) / scale if scale > 0 else 0.0
 
 
 def one_to_one(words: np.ndarray, classes: np.ndarray) -> bool:
     """True if each word goes with one class and each class with one word, but for one row in a thousand."""
-    table = pd.crosstab(pd.Series(words, dtype=object).fillna(""), pd.Series(classes, dtype=object))
-    if table.shape[0] != table.shape[1]:
+    if len(set(words.tolist())) != len(set(classes.tolist())):
         return False
+    table = pd.crosstab(pd.Series(words, dtype=object).fillna(""), pd.Series(classes, dtype=object))
     best = table.to_numpy().argmax(axis=1)
     agree = int(table.to_numpy().max(axis=1).sum())
     return len(set(best.tolist())) == len(best) and agree >= 0.999 * len(words)

@@ -27,7 +27,7 @@ class Dates(TransformerMixin, BaseEstimator):
     def __init__(self, hours: tuple[bool, ...] = ()) -> None:
         self.hours = hours
 
-    def fit(self, X: np.ndarray, y: Any = None) -> Self:  # noqa: N803: scikit-learn's name
+    def fit(self, X: np.ndarray, y: Any = None) -> Self:
         self.imputer_ = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True).fit(X)
         return self
 
@@ -46,7 +46,7 @@ class Dates(TransformerMixin, BaseEstimator):
 
 
 class Encoding:
-    """The typed columns of a table and one fitted transformer a block: `number`, `yes/no`, `date`, `category`, `text:<column>`."""
+    """The columns of a table and one fitted transformer a block: number, yes/no, date, category, text:<column>."""
 
     def __init__(self, columns: list[Column], blocks: dict[str, Any] | None = None, indicate: bool = True) -> None:
         self.columns = columns

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ class File:
         self.stdin: IO[bytes] | None = None
         if path == "-":
             self.name = "standard input"
-            self.stdin = tempfile.TemporaryFile()  # noqa: SIM115: lives as long as this object
+            self.stdin = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
             shutil.copyfileobj(sys.stdin.buffer, self.stdin)
             self.stdin.flush()  # it is read again by its number
             if not self.stdin.tell():
@@ -59,6 +59,11 @@ class File:
             self.delimiter = known_delimiter(delimiter) if delimiter else sniff(sample)
             self.columns = self._header(sample)
         self._check_columns()
+
+    def close(self) -> None:
+        """Let go of the copy of standard input, if there is one."""
+        if self.stdin is not None:
+            self.stdin.close()
 
     def sha256(self) -> str:
         """Of the file's bytes."""
@@ -82,8 +87,8 @@ class File:
     def chunks(self, rows: int, numbers: Collection[str], text: Collection[str]) -> Iterator[pd.DataFrame]:
         """The table in pieces of so many rows, of the named columns that it has; memory is bounded by a piece.
 
-        Columns in `numbers` are parsed straight to float64; from the first piece where one cannot be, they come as strings, for whoever
-        converts them to name the cell.
+        Columns in `numbers` are parsed straight to float64; from the first piece where one cannot be, they come as
+        strings, for whoever converts them to name the cell.
         """
         wanted = [name for name in self.columns if name in numbers or name in text]
         if self.parquet:
@@ -113,11 +118,12 @@ class File:
                 stream.seek(0)
             magic = stream.read(2)
             stream.seek(0)
-            zipped = magic == b"\x1f\x8b"
-            yield stack.enter_context(gzip.GzipFile(fileobj=stream)) if zipped else stream
+            if magic == b"\x1f\x8b":
+                stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=stream)))
+            yield stream
 
     def scan(self) -> None:
-        """Read all bytes once, fast; raises DataError at the first row that is cut short, too long or not in the encoding."""
+        """Read all bytes once, fast; raises DataError at the first row too short, too long or not in the encoding."""
         ascii_like = not self.encoding.startswith(("utf-16", "utf-32"))
         try:
             if not ascii_like or self._suspicious():
@@ -250,7 +256,8 @@ class File:
         byte = error.object[error.start]
         row = lines + block.count(b"\n", 0, error.start)
         return DataError(
-            f"{self.name} row {row}: byte 0x{byte:02x} is not {self.encoding}; try data.encoding=latin-1 or data.encoding=cp1252"
+            f"{self.name} row {row}: byte 0x{byte:02x} is not {self.encoding};"
+            " try data.encoding=latin-1 or data.encoding=cp1252"
         )
 
 

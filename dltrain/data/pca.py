@@ -9,21 +9,23 @@ from sklearn import decomposition
 class PCA(decomposition.PCA):
     """Principal components by a full float64 SVD: (rows, n) to (rows, n_components).
 
-    n_components: `all`, a count of at least 1, or a fraction of the variance in (0, 1). Of every component the loading with the largest
-    absolute value is positive (scikit-learn's rule since 1.5, https://scikit-learn.org/stable/whats_new/v1.5.html), so that two machines agree.
+    n_components: `all`, a count of at least 1, or a fraction of the variance in (0, 1). Of every component the loading
+    with the largest absolute value is positive, so that two machines agree: scikit-learn's rule since 1.5
+    (https://scikit-learn.org/stable/whats_new/v1.5.html).
     Raises ValueError for more components than there are columns or training rows.
     """
 
     def __init__(self, n_components: str | float = "all", whiten: bool = False) -> None:
         super().__init__(n_components=n_components, whiten=whiten, svd_solver="full")
 
-    def fit(self, X: np.ndarray, y: Any = None) -> Self:  # noqa: N803: scikit-learn's name
+    def fit(self, X: np.ndarray, y: Any = None) -> Self:
         fitted = decomposition.PCA(self._count(X.shape), whiten=self.whiten, svd_solver="full").fit(X)
         learnt = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
-        vars(self).update(learnt)
-        rows = np.arange(len(self.components_))
-        signs = np.sign(self.components_[rows, np.abs(self.components_).argmax(axis=1)])
-        self.components_ = self.components_ * np.where(signs == 0, 1.0, signs)[:, None]
+        self.__dict__.update(learnt)
+        components: np.ndarray = fitted.components_
+        rows = np.arange(len(components))
+        signs = np.sign(components[rows, np.abs(components).argmax(axis=1)])
+        self.components_ = components * np.where(signs == 0, 1.0, signs)[:, None]
         return self
 
     def fit_transform(self, X: np.ndarray, y: Any = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Steps between the columns and the network: scikit-learn transformers in order, fitted on training rows, saved without pickle."""
+"""Steps between columns and network: scikit-learn transformers, fitted on training rows, saved without pickle."""
 
 import inspect
 import io
@@ -14,11 +14,13 @@ import numpy as np
 import skops.io
 from scipy import sparse
 from sklearn.base import OneToOneFeatureMixin, clone
+from skops.io.exceptions import UntrustedTypesFoundException
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, DataError
 
-# What a file of a run may bring to life beside scikit-learn's own estimators: plain objects and functions of numbers, nothing that
-# runs code or reaches a file. Trees (sklearn.tree._tree.Tree, KDTree) stay out: they follow indices without looking. A file never adds to it.
+# What a file of a run may bring to life beside scikit-learn's own estimators: plain objects and functions of numbers,
+# nothing that runs code or reaches a file. Trees (sklearn.tree's, KDTree) stay out: they follow indices without
+# looking. A file adds nothing to it.
 TRUSTED = [
     "dltrain.data.encoding.Dates",
     "dltrain.data.pca.PCA",
@@ -40,7 +42,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def build(pipeline: Mapping[str, Any] | None, shape: tuple[int, ...] | None, seed: int = 0) -> dict[str, Any]:
-    """Unfitted transformers by name: a factory is called, with `shape` if its signature has it; a step that draws gets the seed.
+    """Unfitted transformers by name: factories are called, with `shape` where asked for; what draws gets the seed.
 
     Raises ConfigError with the step's name for what its constructor refuses.
     """
@@ -52,7 +54,8 @@ def build(pipeline: Mapping[str, Any] | None, shape: tuple[int, ...] | None, see
             raise refused(name, error) from error
         if not hasattr(step, "fit") or not hasattr(step, "transform"):
             raise ConfigError(
-                f"pipeline.{name} must have fit and transform, to be fitted once and meet new rows, got {type(step).__name__}"
+                f"pipeline.{name} must have fit and transform, to be fitted once and meet new rows,"
+                f" got {type(step).__name__}"
             )
         parameters = step.get_params(deep=False) if hasattr(step, "get_params") else {}
         if "shape" in parameters and parameters["shape"] is None and shape is not None:
@@ -69,9 +72,10 @@ def handed(factory: Callable[..., Any], shape: tuple[int, ...] | None) -> dict[s
 
 
 def fit(steps: dict[str, Any], features: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Fit each step on what the steps before it give, prove that it can be restored; gives the features (rows, n) and what was warned of.
+    """Fit each step on what those before it give and prove that it can be restored.
 
-    features float64 (rows, n); target as numbers. Raises ConfigError with the step's name.
+    features float64 (rows, n); target as numbers. Gives the features after the steps and what was warned of.
+    Raises ConfigError with the step's name.
     """
     said: list[str] = []
     for name, step in steps.items():
@@ -130,7 +134,8 @@ def restorable(name: str, step: Any, features: np.ndarray) -> None:
             copy = skops.io.loads(dumps({name: step}), trusted=TRUSTED)[name]
     except Exception as error:
         raise ConfigError(
-            f"pipeline.{name} must be a transformer that can be saved without pickle, got {kind} ({first_sentence(error)})"
+            f"pipeline.{name} must be a transformer that can be saved without pickle,"
+            f" got {kind} ({first_sentence(error)})"
         ) from error
     before, after = (np.asarray(transformed(name, one, features)) for one in (step, copy))
     if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
@@ -160,7 +165,7 @@ def first_sentence(error: object) -> str:
 
 
 def folded(shape: tuple[int, ...] | None, steps: dict[str, Any], n_in: int, n_out: int) -> tuple[int, ...]:
-    """The shape of a row's features after the pipeline; raises ConfigError if `data.shape` has another number of columns.
+    """The shape of a row's features after the pipeline; raises ConfigError if `data.shape` has another size.
 
     A step that mixes columns (PCA) makes an image a plain table row, (n,).
     """
@@ -209,5 +214,11 @@ def stable(node: Any, ids: dict[int, int], names: dict[str, str]) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The named objects of a file `dumps` wrote; nothing outside scikit-learn's estimators and the list above is brought to life."""
-    return skops.io.load(path, trusted=TRUSTED)
+    """The named objects of a file `dumps` wrote; only what is trusted comes to life. Raises DataError."""
+    try:
+        parts: dict[str, Any] = skops.io.load(path, trusted=TRUSTED)
+    except UntrustedTypesFoundException as error:
+        raise DataError(f"{path.name}: not restored, for it holds more than known transformers ({error})") from error
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise DataError(f"{path.name}: damaged or missing ({first_sentence(error)})") from error
+    return parts

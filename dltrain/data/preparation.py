@@ -1,6 +1,7 @@
 """Everything learnt from the training rows, and all that new rows need to become features."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,14 @@ class Preparation:
         return self.fold(matrix, place)
 
     def fold(self, matrix: np.ndarray, place: Place) -> Tensor:
-        """float64 (rows, n) to float32 (rows, *shape_in); raises DataError at a number float32 cannot hold."""
+        """float64 (rows, n) to float32 (rows, *shape_in); raises DataError at a number that float32 cannot hold."""
         with np.errstate(over="ignore"):
             single = np.ascontiguousarray(matrix, np.float32)
         if not np.isfinite(single).all():
             row = int(np.argmax(~np.isfinite(single).all(axis=1)))
             raise DataError(
-                f"{place.source} row {place.row(row)}: expected features below 3.4e38 after the pipeline, got larger ones"
+                f"{place.source} row {place.row(row)}: expected features below 3.4e38"
+                " after the pipeline, got larger ones"
             )
         return torch.from_numpy(single).reshape(len(single), *self.shape_in)
 
@@ -82,18 +84,19 @@ class Preparation:
         return ~missing(frame, self.target.names)
 
     def weights(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor | None:
-        """float32 (rows,), or None without `data.weight` or its column; raises DataError at a missing or negative one."""
+        """float32 (rows,), or None without `data.weight` or its column; raises DataError at a missing or negative."""
         if self.weight is None or self.weight not in frame.columns:
             return None
         return torch.from_numpy(row_weights(frame[self.weight], Place(source, first_row)).astype(np.float32))
 
     def read(self, path: str, rows: int = 65_536) -> Iterator[pd.DataFrame]:
-        """Chunks of a new file (`-` is standard input), in the form `features` takes; the index counts its rows from 0."""
+        """Chunks of a new file (`-` is standard input), as `features` takes them; the index counts its rows from 0."""
         file = File(str(path), self.reading.get("delimiter"), self.reading.get("encoding", "utf-8"), setting="input")
         kinds = {column.name: column.kind for column in self.encoding.columns}
         direct = {name for name, kind in kinds.items() if kind == "number"} - set(self.id_columns)
         text = {*kinds, *self.id_columns, *self.target.names, *([self.weight] if self.weight else [])} - direct
-        yield from file.chunks(rows, direct, text)
+        with closing(file):
+            yield from file.chunks(rows, direct, text)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the fitted transformers into a folder; gives the rest as what JSON can hold."""

@@ -23,8 +23,8 @@ class QuantileTransformer(preprocessing.QuantileTransformer):
             random_state=random_state,
         )
 
-    def fit(self, X: np.ndarray, y: Any = None) -> Self:  # noqa: N803: scikit-learn's name
-        asked = self.n_quantiles
+    def fit(self, X: np.ndarray, y: Any = None) -> Self:
+        asked: int = self.get_params()["n_quantiles"]
         self.n_quantiles = min(asked, len(X))
         try:
             super().fit(X)

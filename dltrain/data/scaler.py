@@ -9,16 +9,16 @@ from sklearn import preprocessing
 
 
 class StandardScaler(preprocessing.StandardScaler):
-    """scikit-learn's, (rows, n) to (rows, n); with a spatial `shape` (channels, ...) one mean and deviation a channel.
+    """scikit-learn's, (rows, n) to (rows, n); with a spatial shape (channels, ...) one mean and deviation a channel.
 
-    A pixel that is dark but for a few training rows has a tiny deviation of its own and would be blown up to 30 of them.
+    A pixel that is dark but for a few training rows has a tiny deviation of its own, which would blow it up to 30.
     """
 
     def __init__(self, shape: Sequence[int] | None = None, with_mean: bool = True, with_std: bool = True) -> None:
         super().__init__(with_mean=with_mean, with_std=with_std)
         self.shape = shape
 
-    def fit(self, X: np.ndarray, y: Any = None, sample_weight: Any = None) -> Self:  # noqa: N803: scikit-learn's name
+    def fit(self, X: np.ndarray, y: Any = None, sample_weight: Any = None) -> Self:
         super().fit(X, y, sample_weight)
         shape = self.shape
         if shape is None or len(shape) < 2 or math.prod(shape) != X.shape[1]:

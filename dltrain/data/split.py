@@ -1,5 +1,6 @@
 """Which rows are for training, which for validation, which for the test: a function of row positions and a seed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Split:
             )
 
     def sizes(self, rows: int, source: str, valid: bool, test: bool) -> tuple[int, int]:
-        """How many rows are for validation and for the test, of those asked for; at least one each, unless the size is 0."""
+        """How many rows are for validation and for the test, of those asked for; at least one each, if not 0."""
         found = []
         for name, asked in (("valid", valid), ("test", test)):
             size = getattr(self, name) if asked else 0
@@ -131,14 +132,15 @@ def check(found: dict[str, np.ndarray], classes: np.ndarray, names: tuple[str, .
     for code in np.unique(classes):
         if np.sum(classes == code) == 1:
             raise DataError(
-                f"{source}, column {column}: class {names[code]} has one row, which cannot be on both sides of a stratified split;"
+                f"{source}, column {column}: class {names[code]} has one row, which cannot be on both sides"
+                " of a stratified split;"
                 " leave it out or set data.split.kind=random"
             )
         if not np.any(classes[found["train"]] == code):
             raise DataError(f"{source}, column {column}: no row of class {names[code]} is left for training")
 
 
-def from_config(split: dict[str, Any] | Split | None) -> Split:
+def from_config(split: Mapping[str, Any] | Split | None) -> Split:
     """The split of a config's mapping; raises ConfigError."""
     if isinstance(split, Split):
         return split

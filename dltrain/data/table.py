@@ -1,4 +1,4 @@
-"""From frames to Data: roles of columns, split, what is learnt from the training rows, and the three splits as tensors."""
+"""From frames to Data: roles of columns, split, what is learnt from training rows, and three splits as tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import torch
 
 from dltrain.data import pipeline, target
 from dltrain.data import split as splits
-from dltrain.data.columns import FEATURES, KINDS, Column, Place, days, infer, numbers, text
+from dltrain.data.columns import FEATURES, KINDS, Column, Place, absent, days, infer, numbers, text
 from dltrain.data.description import describe, warn
 from dltrain.data.encoding import Encoding
 from dltrain.data.files import nearest_column
@@ -57,7 +57,7 @@ class Table:
             )
 
     def data(self, frames: dict[str, tuple[pd.DataFrame, str]], content: dict[str, Any]) -> Data:
-        """Frames (with the name of their file) by split: `train` alone is split, `valid` and `test` are taken as they are.
+        """Frames (with their file's name) by split: `train` alone is split, `valid` and `test` are taken as they are.
 
         content: source and hashes, for the description. Raises ConfigError for a setting, DataError for rows.
         """
@@ -101,7 +101,10 @@ class Table:
                 raise ConfigError(f"data.target must not be in data.{role} as well, got {', '.join(both)}")
         for name, kind in self.columns.items():
             if name not in frame.columns:
-                raise ConfigError(f"data.columns.{name} must name a column of {source}, got {name}{nearest_column(name, frame.columns)}")
+                raise ConfigError(
+                    f"data.columns.{name} must name a column of {source},"
+                    f" got {name}{nearest_column(name, frame.columns)}"
+                )
             if kind not in KINDS:
                 raise ConfigError(
                     f"data.columns.{name} must be one of {', '.join(KINDS)}, got {kind}{nearest(str(kind), KINDS)}"
@@ -149,8 +152,9 @@ class Table:
             names, codes = np.unique(target.labels(piece.frame[name], piece.place).astype(str), return_inverse=True)
             return codes, tuple(names.tolist())
         if self.split.kind == "stratified":
+            got = "numbers" if kind == "number" else kind
             raise ConfigError(
-                f"data.split.kind=stratified must go with a target of classes, got {'numbers' if kind == 'number' else kind} ({', '.join(self.target)})"
+                f"data.split.kind=stratified must go with a target of classes, got {got} ({', '.join(self.target)})"
             )
         return None
 
@@ -162,7 +166,7 @@ class Table:
         series = piece.frame[name]
         if self.split.kind == "group":
             words = text(series)
-            return np.where(np.equal(words, None), "", words).astype(str)
+            return np.where(absent(words), "", words).astype(str)
         column = infer(series, piece.place, self.columns.get(name))
         times = days(series, column.form, piece.place) if column.kind == "date" else numbers(series, piece.place)
         if np.isnan(times).any():

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dltrain.data.columns import PAIRS, WORDS, Place, few, mistaken, mostly, numbers, parsed, text
+from dltrain.data.columns import PAIRS, WORDS, Place, absent, few, mistaken, mostly, numbers, parsed, text
 from dltrain.errors import ConfigError, DataError
 
 KINDS = ("number", "binary", "classes", "multilabel")
@@ -36,7 +36,7 @@ class Target:
     labels: tuple[tuple[str, str], ...] = ()  # multilabel: the (negative, positive) words of each column
 
     def encode(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor:
-        """number (rows, n) float32, standardised; binary (rows, 1) of 0 and 1; classes (rows,) int64; multilabel (rows, n).
+        """number, binary and multilabel (rows, n) float32: standardised, or of 0 and 1; classes (rows,) int64.
 
         Raises DataError at a missing column, a missing cell and a class that training rows did not have.
         """
@@ -71,7 +71,9 @@ class Target:
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Target":
         """The target `to_json` described."""
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in state.items()
+        }
         fields["labels"] = tuple(tuple(pair) for pair in state.get("labels", ()))
         return cls(**fields)
 
@@ -114,7 +116,7 @@ def present(series: pd.Series, place: Place) -> np.ndarray:
 def labels(series: pd.Series, place: Place) -> np.ndarray:
     """(rows,) of class names, 3.0 written 3; raises DataError where one is missing."""
     words = text(series)
-    gaps = np.equal(words, None)
+    gaps = absent(words)
     if gaps.any():
         raise place.error(int(np.argmax(gaps)), str(series.name), "a class", "")
     return np.array([match[1] if (match := WHOLE.fullmatch(word)) else word for word in words], object)
@@ -134,7 +136,7 @@ def positive(values: np.ndarray, names: tuple[str, ...], place: Place) -> np.nda
 
 def missing(frame: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:
     """(rows,) True where a target is missing."""
-    return np.any([np.equal(text(frame[name]), None) for name in names], axis=0)
+    return np.any([absent(text(frame[name])) for name in names], axis=0)
 
 
 def fit(
@@ -168,8 +170,8 @@ def is_number(series: pd.Series, kind: str) -> bool:
 def kind_of(series: pd.Series, place: Place, override: str | None = None, several: bool = False) -> str:
     """number, binary or classes.
 
-    Text is classes. Numbers are binary if two different ones occur; classes if they are whole, at most 20 different ones occur
-    and each five times on average; numbers otherwise.
+    Text is classes. Numbers are binary if two different ones occur; classes if they are whole, at most 20 different
+    ones occur and each five times on average; numbers otherwise.
     """
     name = str(series.name)
     words = text(series)
@@ -187,7 +189,8 @@ def kind_of(series: pd.Series, place: Place, override: str | None = None, severa
     if zero_led or (len(levels) > 2 and not mostly(found[~np.isnan(found)], len(found))) or len(levels) <= 2:
         if two == "classes" and len(levels) > max(FEW, len(words) / 2):
             raise DataError(
-                f"{place.source}, column {name}: {len(levels)} different words in {len(words)} rows are no classes to learn"
+                f"{place.source}, column {name}: {len(levels)} different words"
+                f" in {len(words)} rows are no classes to learn"
             )
         return two
     if len(wrong):
@@ -240,7 +243,7 @@ def ordered(found: set[str]) -> tuple[str, ...]:
     """Sorted as values sort; no before yes."""
     if {word.lower() for word in found} in PAIRS:
         return tuple(sorted(found, key=lambda word: WORDS[word.lower()]))
-    values = {word: value for word, value in zip(found, parsed(np.array(list(found), object)), strict=True)}
+    values = dict(zip(found, parsed(np.array(list(found), object)), strict=True))
     if any(np.isnan(value) for value in values.values()):
         return tuple(sorted(found))
     return tuple(sorted(found, key=lambda word: (values[word], word)))

@@ -14,7 +14,10 @@ from dltrain.errors import ConfigError
 
 
 class XOR:
-    """Points around (0, 0), (0, 1), (1, 0), (1, 1), in turn; class 1 where one of the two is 1. noise: deviation around a corner."""
+    """Points around (0, 0), (0, 1), (1, 0), (1, 1), in turn; class 1 where one of the two is 1.
+
+    noise: deviation around a corner.
+    """
 
     def __init__(
         self,

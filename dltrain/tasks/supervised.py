@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.errors import ConfigError
-from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, score
+from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, load, score
 from dltrain.tasks.task import Move, Task
 
 
@@ -47,6 +47,7 @@ class Supervised(Task):
         return score(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))
 
     def monitor(self, name: str | None) -> tuple[str, str]:
+        load()
         metric = check_monitor(name or default_monitor(self.target.kind), self.target)
         return metric, direction(metric)
 
