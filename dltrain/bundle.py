@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dltrain.build import Builder, locate
-from dltrain.checkpoint import Damaged, verify, write_manifest
+from dltrain.checkpoint import Damaged, save_tensors, verify, write_manifest
 from dltrain.errors import ConfigError, DataError
 from dltrain.evaluate import chunk_size
 from dltrain.tasks.task import Task
@@ -121,7 +121,8 @@ def save(folder: Path, config: Mapping[str, Any], task: Task, preparation: Any) 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     prepared = preparation.save(part)
-    save_file({key: value.cpu().contiguous() for key, value in task.state_dict().items()}, part / "model.safetensors")
+    weights = {key: value.cpu().contiguous() for key, value in task.state_dict().items()}
+    save_tensors(weights, part / "model.safetensors")
     described = {"format": FORMAT, "parts": {key: config[key] for key in PARTS}, "preparation": prepared}
     described["choices"] = config["choices"]
     (part / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

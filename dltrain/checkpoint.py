@@ -13,10 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, DiskError
 from dltrain.faults import point
 from dltrain.player import Player
 
@@ -105,7 +106,7 @@ class Checkpoints:
             part.mkdir()
             for file, group in tensors.items():
                 point(f"save-{file}")
-                save_file(group, part / f"{file}.safetensors")
+                save_tensors(group, part / f"{file}.safetensors")
             point("save-state")
             (part / "state.json").write_text(json.dumps(state, allow_nan=True))
             files = {
@@ -197,7 +198,8 @@ def verify(folder: Path, step: int | None = None) -> list[str]:
         files = manifest["files"]
         newer = manifest["format"] > FORMAT
         other = step is not None and manifest["step"] != step
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        promised = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"manifest.json cannot be read ({type(error).__name__})") from None
     if newer:
         raise ConfigError(
@@ -205,15 +207,15 @@ def verify(folder: Path, step: int | None = None) -> list[str]:
         )
     if other:
         raise Damaged(f"manifest.json is of step {manifest['step']}")
-    for name, entry in files.items():
+    for name, (size, digest) in promised.items():
         path = folder / name
         if path.name != name or not path.is_file() or path.is_symlink():
             raise Damaged(f"{name} is missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise Damaged(f"{name} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
-        if sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes, its manifest says {size}")
+        if sha256(path) != digest:
             raise Damaged(f"{name} does not have the content its manifest says")
-    return list(files)
+    return list(promised)
 
 
 def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:
@@ -223,6 +225,14 @@ def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:
     path.write_text(json.dumps({"format": FORMAT, **more, "files": files}, indent=2))
     sync(path)
     return files
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; raises DiskError where the disk does not take it."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # it wraps what the system said
+        raise DiskError(f"cannot write {path}: {error}") from error
 
 
 def sha256(path: Path) -> str:

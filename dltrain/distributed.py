@@ -41,7 +41,8 @@ class Single:
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # we read no uninitialised memory
+            # nothing here reads memory it has not written, and filling all of it first costs time
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from importlib import metadata, util
@@ -120,9 +120,6 @@ class Run:
         """Remove a run that never got its name."""
         if self.folder.name.startswith("."):
             shutil.rmtree(self.folder, ignore_errors=True)
-            for parent in (self.folder.parent,):
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -163,6 +160,9 @@ def lock(folder: Path) -> IO[str] | None:
         file.close()
         name = folder.name.removeprefix(".").removesuffix(".new") if folder.name.startswith(".") else folder.name
         raise RunInUse(f"run {name} is in use by {holder}") from None
+    if not os.fstat(file.fileno()).st_nlink:  # its folder was removed before we had the lock
+        file.close()
+        return None
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
     file.flush()
@@ -180,15 +180,15 @@ def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tup
     choices = config["choices"]
     name = config["name"] or f"{choices['data']}-{choices['model']}-{digest(what)[:8]}"
     root = Path(config["output_root"]).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (root, *root.parents) if not path.exists()]
     folder, new = root / name, root / f".{name}.new"
-    if config["fresh"] and folder.is_dir():
+    if config["fresh"] and Run(folder).result().get("status") == "finished":
         with locked(Run(folder)):
             set_aside(Run(folder))
     while True:
         run = Run(folder if folder.is_dir() else new)
         if run.folder is new:
-            new.mkdir(exist_ok=True)
+            new.mkdir(parents=True, exist_ok=True)
         with locked(run) as there:
             if not there:  # removed while we looked
                 continue
@@ -203,6 +203,9 @@ def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tup
                 yield run, name, config
             finally:
                 run.discard()
+                for path in made:
+                    with suppress(OSError):  # not empty
+                        path.rmdir()
             return
 
 

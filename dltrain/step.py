@@ -90,9 +90,9 @@ class Step:
             (total if self.finite.scale is None else total * self.finite.scale).backward()
             summed.add(player.parameters, total, count, rows)
         assert summed is not None, "a batch has at least one row"
-        total, count = summed.close(player.parameters)
-        self._count(player.name, total, count)
-        player.step(total, count, self.finite)
+        whole, over = summed.close(player.parameters)
+        self._count(player.name, whole, over)
+        player.step(whole, over, self.finite)
         return True
 
     def _count(self, name: str, total: Tensor, count: Tensor | float) -> None:

@@ -105,6 +105,7 @@ def _finish(
         with contextlib.suppress(OSError, UserError):  # what ended the run is more important
             run.write("result.json", result)
             loggers.finish(result)
+            training.checkpoints.wait()
         raise
     run.write("result.json", result)
     loggers.finish(result)
@@ -205,7 +206,7 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
     """The best weights become the bundle, test rows are scored once, and the run is finished."""
     task, trainer, position = training.task, training.trainer, training.position
     point("conclude")
-    training.restore_best()
+    best = training.restore_best()
     for player in training.players.values():
         player.decay = None  # the averaged weights are in place
     scores: dict[str, dict[str, float]] = {}
@@ -219,7 +220,7 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
         "status": "finished",
         "epochs": position.epoch,
         "steps": position.step,
-        "best_epoch": position.best_epoch or position.epoch,
+        "best_epoch": (position.best_epoch if best else None) or position.epoch,
         "stopped_early": position.stopped_early,
         **scores,
         "rows_per_second": round(position.rows / max(position.seconds, 1e-9), 1),

@@ -41,11 +41,13 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
         *("report", "run", "settings", "step", "tasks", "train"),
     },
     "commands": {"build", "bundle", "choices", "compose", "report", "run", "settings", "worker"},
-    "cli": {"choices", "commands", "compose", "run"},
+    "app": {"checks", "commands", "compose"},
+    "completion": {"app", "choices", "commands", "compose"},
+    "cli": {"app", "commands", "completion"},
     "__main__": {"cli"},
     "__init__": {"bundle", "run"},
 }
-HYDRA = {"compose", "cli"}  # cli only hands `train` over to hydra.main
+HYDRA = {"compose", "app", "checks"}  # app is the Hydra application, checks reads defaults as OmegaConf does
 DISTRIBUTED = {"distributed", "launch"}
 
 

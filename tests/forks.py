@@ -1,0 +1,108 @@
+"""Commands in processes of their own without waiting for imports: a server that has imported everything forks for each."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Server:
+    """Starts commands; talks to the process that forks them in lines of JSON."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-W", "ignore", __file__]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.lock = threading.Lock()
+
+    def ask(self, **request: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        assert answer, "the fork server has died"
+        return json.loads(answer)
+
+    def start(self, words: list[str], folder: Path, patch: str = "", **faults: str) -> "Launch":
+        """Start `dltrain words` in a folder; `PHASES` and `FAULT` as in dltrain.faults; `patch` is Python run first."""
+        output = folder / f".output-{os.urandom(4).hex()}"
+        return Launch(self, self.ask(words=words, folder=str(folder), output=str(output), patch=patch, **faults), output)
+
+    def run(self, words: list[str], folder: Path, patch: str = "", **faults: str) -> tuple[int, str]:
+        """Run a command to its end: its exit code (minus the signal that killed it) and all that it said."""
+        return self.start(words, folder, patch, **faults).wait()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+class Launch:
+    """A command under way."""
+
+    def __init__(self, server: Server, pid: int, output: Path) -> None:
+        self.server, self.pid, self.output = server, pid, output
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)  # it is not reaped before wait(), so its number is not another's
+
+    def over(self) -> bool:
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "Z"
+
+    def wait(self) -> tuple[int, str]:
+        code = self.server.ask(wait=self.pid)
+        said = self.output.read_text(encoding="utf-8")
+        self.output.unlink()
+        return code, said
+
+
+def serve() -> int:
+    """Fork for every request; returns in the children alone, with their exit code, so that they end as programs do."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import hydra
+    import torch
+
+    import dltrain.worker
+    from dltrain import bundle, compose
+    from dltrain.data import bundled, csv, xor
+    from dltrain.models import mlp
+    from dltrain.tasks import supervised
+
+    compose.compose(["data=xor", "model=mlp"])  # what is imported late
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1)])
+    assert all((hydra, dltrain.worker, bundle, bundled, csv, xor, mlp, supervised))
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif not (answer := os.fork()):
+            return child(request)
+        print(answer, flush=True)
+    return 0
+
+
+def child(request: Mapping[str, Any]) -> int:
+    from dltrain import cli, faults
+
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    output = os.open(request["output"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(request["folder"])
+    faults.PHASES, faults.FAULT = request.get("PHASES"), request.get("FAULT")
+    exec(request["patch"])
+    return cli.run(request["words"])
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
