@@ -60,7 +60,8 @@ class Model:
 
         predictions = self.outputs(self.preparation.features(frame, source, first_row))
         columns: dict[str, Any] = {"row": range(first_row, first_row + len(frame))}
-        named = self.task.columns(predictions)
+        found = self.task.columns(predictions)
+        named = {f"prediction_{name}" if name == "row" else name: values for name, values in found.items()}
         for name in self.preparation.id_columns:
             if name in frame:
                 taken = name == "row" or name in named

@@ -155,18 +155,24 @@ class Checkpoints:
 
     def newest(self) -> tuple[Tensors, State] | None:
         """The newest checkpoint that verifies; says why one was rejected and falls back."""
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return self.read(step)
             except Damaged as error:
                 self.warn(f"checkpoint step-{step:08d} was rejected: {error}")
                 (self.folder / f"step-{step:08d}").rename(self.folder / f".trash-step-{step:08d}")
+        if steps:
+            self.warn("no checkpoint can be read; training starts over")
         return None
 
     def read(self, step: int) -> tuple[Tensors, State]:
         """Verify and read one checkpoint; raises Damaged with the reason."""
         folder = self.folder / f"step-{step:08d}"
         files = verify(folder, step)
+        for name in ("model.safetensors", "state.json"):
+            if name not in files:
+                raise Damaged(f"manifest.json does not list {name}")
         try:
             state = json.loads((folder / "state.json").read_text())
             tensors = {name[: -len(".safetensors")]: load_file(folder / name) for name in files if name != "state.json"}

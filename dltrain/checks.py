@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.choices import SEVERAL, groups, options, package
-from dltrain.errors import ConfigError, nearest
-from dltrain.settings import Every, Settings, whole
+from dltrain.errors import ConfigError, nearest, show, whole
+from dltrain.settings import Every, Settings
 
 ROOT = tuple(setting.name for setting in fields(Settings))
 STEPS = "pipeline"  # the group whose option is a mapping of several components
@@ -431,23 +431,3 @@ def _trust(target: Any) -> str:
     module = str(target).partition(".")[0]
     own = Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
     return f"; trust={module} allows it" if own else ""
-
-
-def show(value: Any) -> str:
-    """A value as it is typed.
-
-    >>> show([64, None, True]), show("")
-    ('[64, null, true]', "''")
-    """
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case "":
-            return "''"
-        case list():
-            return f"[{', '.join(map(show, value))}]"
-        case dict():
-            return f"{{{', '.join(f'{key}: {show(item)}' for key, item in value.items())}}}"
-    return str(value)

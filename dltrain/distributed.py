@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
-from dltrain.settings import PRECISIONS, Every, whole
+from dltrain.errors import ConfigError, must, whole
+from dltrain.settings import PRECISIONS, Every
 
 SMALL = 2**26  # multiply-adds of a step below which a second thread costs more than it brings (measured on MLPs)
 
@@ -28,8 +28,8 @@ class Single:
         exact: bool = False,
         precision: str = "float32",
     ) -> None:
-        if threads is not None and not whole(threads, 1):
-            raise ConfigError(f"trainer.threads must be a whole number of at least 1, or null, got {threads}")
+        fits = threads is None or whole(threads, 1)
+        must(fits, "trainer.threads", "a whole number of at least 1, or null", threads)
         self.device = _device(device)
         self.threads, self.compile, self.deterministic, self.exact = threads, compile, deterministic, exact
         self.save_every = Every.parse("trainer.save_every", save_every, ("epochs", "steps", "s"))

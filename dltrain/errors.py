@@ -1,7 +1,9 @@
 """What a user can get wrong, each with its exit code. Anything else that is raised is a bug and keeps its traceback."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -59,3 +61,39 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     hint = f"; did you mean {near[0]}?" if near else ""
     listed = ", ".join(known[:30]) + (f", ... {len(known)} in all" if len(known) > 30 else "")
     return f"{hint} ({listed})" if known else hint
+
+
+def must(right: bool, setting: str, requirement: str, value: Any) -> None:
+    """Raise `<setting> must be <requirement>, got <value>` unless right."""
+    if not right:
+        raise ConfigError(f"{setting} must be {requirement}, got {show(value)}")
+
+
+def whole(value: Any, least: float = -math.inf) -> bool:
+    """True of an int of at least `least` that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def real(value: Any) -> bool:
+    """True of a finite int or float that is not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def show(value: Any) -> str:
+    """A value as it is typed.
+
+    >>> show([64, None, True]), show("")
+    ('[64, null, true]', "''")
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case "":
+            return "''"
+        case list():
+            return f"[{', '.join(map(show, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key}: {show(item)}' for key, item in value.items())}}}"
+    return str(value)

@@ -1,14 +1,13 @@
 """What is minimised: losses as sums over rows, and the link from a network's output to a prediction."""
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, must, real
 
 KINDS = {"number": "numbers", "binary": "two classes", "classes": "classes", "multilabel": "several yes/no columns"}
 USE = {"number": "mse", "binary": "bce", "classes": "cross_entropy", "multilabel": "bce"}
@@ -36,9 +35,11 @@ class Loss:
     def __init__(self, target: Target) -> None:
         name = NAMES[type(self)]
         if target.kind not in self.kinds:
+            as_numbers = "number" in self.kinds and counts(target)
             raise ConfigError(
                 f"loss={name} must go with a target of {' or '.join(KINDS[kind] for kind in self.kinds)}, "
                 f"got {KINDS[target.kind]} ({', '.join(target.names)}); use loss={USE[target.kind]} or loss=auto"
+                + (f", or data.columns.{target.names[0]}=number" if as_numbers else "")
             )
         self.columns = len(target.names)
         self.shape_out = (self.columns,)
@@ -82,7 +83,7 @@ class Huber(Loss):
 
     def __init__(self, target: Target, delta: float = 1.0) -> None:
         super().__init__(target)
-        must(is_real(delta) and delta > 0, "delta", "a number above 0", delta)
+        must(real(delta) and delta > 0, "loss.delta", "a number above 0", delta)
         self.delta = delta
 
     def elements(self, output: Tensor, target: Tensor, reduction: str) -> Tensor:
@@ -95,8 +96,8 @@ class Quantile(Loss):
     def __init__(self, target: Target, quantiles: float | Sequence[float] = (0.1, 0.5, 0.9)) -> None:
         super().__init__(target)
         values: list[Any] = list(quantiles) if isinstance(quantiles, Sequence) else [quantiles]
-        right = bool(values) and all(is_real(q) and 0 < q < 1 for q in values)
-        must(right, "quantiles", "between 0 and 1, one number or a list", quantiles)
+        right = bool(values) and all(real(q) and 0 < q < 1 for q in values)
+        must(right, "loss.quantiles", "between 0 and 1, one number or a list", quantiles)
         self.quantiles = torch.tensor(values)
         self.median = min(range(len(values)), key=lambda i: abs(values[i] - 0.5))
         self.shape_out = (self.columns, len(values))
@@ -193,7 +194,7 @@ class Focal(CrossEntropy):
 
     def __init__(self, target: Target, gamma: float = 2.0, class_weights: str | Sequence[float] | None = None) -> None:
         super().__init__(target, class_weights=class_weights)
-        must(is_real(gamma) and gamma >= 0, "gamma", "a number of at least 0", gamma)
+        must(real(gamma) and gamma >= 0, "loss.gamma", "a number of at least 0", gamma)
         self.gamma = gamma
 
     def rows(self, output: Tensor, target: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -258,8 +259,8 @@ class Auto(Loss):
         super().__init__(target)
         self.loss: Loss
         if target.kind == "number":
-            must(label_smoothing == 0, "label_smoothing", "0 for a target of numbers", label_smoothing)
-            must(class_weights is None, "class_weights", "null for a target of numbers", class_weights)
+            must(label_smoothing == 0, "loss.label_smoothing", "0 for a target of numbers", label_smoothing)
+            must(class_weights is None, "loss.class_weights", "null for a target of numbers", class_weights)
             self.loss = MSE(target)
         else:
             self.loss = (CrossEntropy if target.kind == "classes" else BCE)(target, label_smoothing, class_weights)
@@ -296,31 +297,24 @@ def weights_of_classes(target: Target, class_weights: Any) -> Tensor | None:
         counts = torch.tensor(target.counts, dtype=torch.float64)
         return (counts.sum() / (len(counts) * counts.clamp(min=1))).float()
     right = isinstance(class_weights, list | tuple) and len(class_weights) == len(labels)
-    right = right and all(is_real(weight) and weight > 0 for weight in class_weights)
+    right = right and all(real(weight) and weight > 0 for weight in class_weights)
     balanced = "" if target.kind == "multilabel" else "balanced, "
     listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
     must(
         right,
-        "class_weights",
+        "loss.class_weights",
         f"null, {balanced}or {len(labels)} numbers above 0 (one for each of {listed})",
         class_weights,
     )
     return torch.tensor([float(weight) for weight in class_weights])
 
 
+def counts(target: Target) -> bool:
+    """True of classes that are all written as numbers, such as few different counts."""
+    return bool(target.classes) and all(label.lstrip("+-").replace(".", "", 1).isdigit() for label in target.classes)
+
+
 def smoothing(value: Any) -> float:
     """The share of a label that is spread over all classes, in [0, 1)."""
-    must(is_real(value) and 0 <= value < 1, "label_smoothing", "in [0, 1)", value)
+    must(real(value) and 0 <= value < 1, "loss.label_smoothing", "in [0, 1)", value)
     return float(value)
-
-
-def is_real(value: Any) -> bool:
-    """True of a finite number that is not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def must(right: bool, setting: str, requirement: str, value: Any) -> None:
-    """Raise `loss.<setting> must be <requirement>, got <value>` unless right."""
-    if not right:
-        got = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        raise ConfigError(f"loss.{setting} must be {requirement}, got {got}")

@@ -1,13 +1,12 @@
 """What keeps a network from fitting too closely: rules for rows, penalties, constraints, and when to stop."""
 
-from math import isfinite
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, must, real, whole
 
 
 class Target(Protocol):
@@ -43,7 +42,7 @@ class L1(Regularizer):
 
     def __init__(self, weight: float = 1e-4, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.weight = not_negative("l1.weight", weight)
+        self.weight = not_negative("regularizer.l1.weight", weight)
 
     def penalty(self, network: nn.Module, activations: list[Tensor]) -> Tensor | None:
         return summed([self.weight * matrix.abs().sum() for matrix in matrices(network)])
@@ -54,7 +53,7 @@ class L2(Regularizer):
 
     def __init__(self, weight: float = 1e-4, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.weight = not_negative("l2.weight", weight)
+        self.weight = not_negative("regularizer.l2.weight", weight)
 
     def penalty(self, network: nn.Module, activations: list[Tensor]) -> Tensor | None:
         return summed([self.weight * matrix.square().sum() for matrix in matrices(network)])
@@ -68,8 +67,8 @@ class ElasticNet(Regularizer):
 
     def __init__(self, weight: float = 1e-4, ratio: float = 0.5, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.weight = not_negative("elastic_net.weight", weight)
-        must(is_real(ratio) and 0 <= ratio <= 1, "elastic_net.ratio", "in [0, 1]", ratio)
+        self.weight = not_negative("regularizer.elastic_net.weight", weight)
+        must(real(ratio) and 0 <= ratio <= 1, "regularizer.elastic_net.ratio", "in [0, 1]", ratio)
         self.l1, self.l2 = weight * ratio, weight * (1 - ratio) / 2
 
     def penalty(self, network: nn.Module, activations: list[Tensor]) -> Tensor | None:
@@ -81,7 +80,7 @@ class MaxNorm(Regularizer):
 
     def __init__(self, limit: float = 3.0, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.limit = positive("max_norm.limit", limit)
+        self.limit = positive("regularizer.max_norm.limit", limit)
 
     @torch.no_grad()
     def constrain(self, network: nn.Module) -> None:
@@ -97,7 +96,7 @@ class Activity(Regularizer):
 
     def __init__(self, l1: float = 1e-4, l2: float = 0.0, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.l1, self.l2 = not_negative("activity.l1", l1), not_negative("activity.l2", l2)
+        self.l1, self.l2 = not_negative("regularizer.activity.l1", l1), not_negative("regularizer.activity.l2", l2)
 
     def penalty(self, network: nn.Module, activations: list[Tensor]) -> Tensor | None:
         terms = [self.l1 * a.abs().sum() for a in activations] if self.l1 else []
@@ -111,7 +110,7 @@ class Noise(Regularizer):
 
     def __init__(self, std: float = 0.1, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.std = not_negative("noise.std", std)
+        self.std = not_negative("regularizer.noise.std", std)
 
     def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = batch["features"]
@@ -128,7 +127,7 @@ class Mixup(Regularizer):
 
     def __init__(self, target: Target, alpha: float = 0.2, players: list[str] | None = None) -> None:
         super().__init__(players)
-        self.alpha = positive("mixup.alpha", alpha)
+        self.alpha = positive("regularizer.mixup.alpha", alpha)
         self.classes = len(target.classes) if target.kind == "classes" else 0
 
     def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,11 +166,11 @@ class Augment(Regularizer):
                 "regularizer=augment must go with rows of shape (channels, length) or (channels, height, width), "
                 f"got {tuple(shape_in)}; set data.shape or leave augment out"
             )
-        must(is_real(shift) and 0 <= shift < 1, "augment.shift", "in [0, 1)", shift)
-        must(isinstance(flip, bool), "augment.flip", "true or false", flip)
-        must(not flip or len(shape_in) == 3, "augment.flip", "false for signals (it mirrors images)", flip)
+        must(real(shift) and 0 <= shift < 1, "regularizer.augment.shift", "in [0, 1)", shift)
+        must(isinstance(flip, bool), "regularizer.augment.flip", "true or false", flip)
+        must(not flip or len(shape_in) == 3, "regularizer.augment.flip", "false for signals (it mirrors images)", flip)
         self.reach = [round(shift * side) for side in shape_in[1:]]
-        self.flip, self.scale = flip, not_negative("augment.scale", scale)
+        self.flip, self.scale = flip, not_negative("regularizer.augment.scale", scale)
 
     def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x = batch["features"]
@@ -191,9 +190,8 @@ class EarlyStopping(Regularizer):
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
         super().__init__()
-        right = isinstance(patience, int) and not isinstance(patience, bool) and patience >= 1
-        must(right, "early_stopping.patience", "a whole number of at least 1", patience)
-        self.patience, self.min_delta = patience, not_negative("early_stopping.min_delta", min_delta)
+        must(whole(patience, 1), "regularizer.early_stopping.patience", "a whole number of at least 1", patience)
+        self.patience, self.min_delta = patience, not_negative("regularizer.early_stopping.min_delta", min_delta)
 
     def improved(self, value: float, best: float | None, mode: str) -> bool:
         """Whether value beats best by more than min_delta, where mode is `min` or `max`; not a number never does."""
@@ -238,23 +236,11 @@ def shifted(x: Tensor, dim: int, steps: Tensor) -> Tensor:
 
 def positive(setting: str, value: Any) -> float:
     """The value, a number above 0."""
-    must(is_real(value) and value > 0, setting, "a number above 0", value)
+    must(real(value) and value > 0, setting, "a number above 0", value)
     return float(value)
 
 
 def not_negative(setting: str, value: Any) -> float:
     """The value, a number of at least 0."""
-    must(is_real(value) and value >= 0, setting, "a number of at least 0", value)
+    must(real(value) and value >= 0, setting, "a number of at least 0", value)
     return float(value)
-
-
-def is_real(value: Any) -> bool:
-    """True of a finite number that is not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def must(right: bool, setting: str, requirement: str, value: Any) -> None:
-    """Raise `regularizer.<setting> must be <requirement>, got <value>` unless right."""
-    if not right:
-        got = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        raise ConfigError(f"regularizer.{setting} must be {requirement}, got {got}")

@@ -1,12 +1,11 @@
 """The settings of a run itself: the words at the root of a config, their types and ranges."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dltrain.errors import ConfigError, nearest
+from dltrain.errors import ConfigError, nearest, real, show, whole
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,16 +29,6 @@ class Every:
             examples = {"epochs": "1 (epochs)", "steps": "500steps", "s": "30s"}
             raise ConfigError(f"{setting} must be like {' or '.join(examples[u] for u in units)}, got {value}")
         return cls(int(match[1]) * factor, unit)
-
-
-def whole(value: Any, least: float = -math.inf) -> bool:
-    """True of an int of at least `least` that is not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def real(value: Any) -> bool:
-    """True of a finite int or float that is not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _periodic(value: Any) -> bool:
@@ -101,8 +90,7 @@ class Settings:
             value = getattr(self, name)
             if not holds(value):
                 hint = nearest(str(value), PRECISIONS) if name == "precision" else ""
-                shown = repr(value) if value == "" else value
-                problems.append(f"{name} must be {requirement}, got {shown}{hint}")
+                problems.append(f"{name} must be {requirement}, got {show(value)}{hint}")
         if self.exact and self.shards is not None and self.shards & (self.shards - 1):
             below = 2 ** (self.shards.bit_length() - 1)
             choices = f"shards={below} or {2 * below}"

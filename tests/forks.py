@@ -1,5 +1,6 @@
 """Commands in processes of their own without waiting for imports: a server that has imported everything forks for each."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -63,6 +64,40 @@ class Launch:
         said = self.output.read_text(encoding="utf-8")
         self.output.unlink()
         return code, said
+
+
+CLOCK = ("time", "seconds", "recorded_seconds", "rows_per_second")  # what no two runs have in common
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run came to, bit for bit: its newest checkpoint, bundle, metrics and result, without the clock."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    found: dict[str, Any] = {"newest": newest.name, "best": (run / "checkpoints" / "best").read_text()}
+    for path in [*newest.iterdir(), *(run / "model").iterdir()]:
+        if path.suffix == ".safetensors":
+            found |= {f"{path.relative_to(run)}: {name}": value for name, value in tensors(path).items()}
+        elif path.name not in ("manifest.json", "state.json"):
+            found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    found["state"] = timeless(json.loads((newest / "state.json").read_text()))
+    found["metrics"] = [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return found | {"result": timeless(json.loads((run / "result.json").read_text()))}
+
+
+def tensors(path: Path) -> dict[str, str]:
+    """Kind, shape and content of every tensor in a file, as text."""
+    from safetensors.torch import load_file
+
+    return {
+        name: f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(value.numpy().tobytes()).hexdigest()}"
+        for name, value in load_file(path).items()
+    }
+
+
+def timeless(value: Any) -> Any:
+    """The same without what the clock says."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in CLOCK}
+    return value
 
 
 def serve() -> int:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dltrain.checks import show, typed
+from dltrain.checks import typed
+from dltrain.errors import show
 from dltrain.choices import configs_dir, describe, groups, options
 from dltrain.commands import commands
 from dltrain.compose import checked, chosen, compose, composed, literals, trials

@@ -64,6 +64,8 @@ def test_the_same_seed_gives_the_same_network_and_a_yaml_says_every_default(name
     bare = kind((1, 8, 8), (3,))
     torch.manual_seed(1)
     other = kind((1, 8, 8), (3,), **settings)
+    assert str(one) == str(bare)  # layers and rates, dropout's too
+    one, two, bare, other = (model.eval() for model in (one, two, bare, other))
     x = torch.randn(6, 1, 8, 8)
     assert torch.equal(one(x), two(x))
     assert torch.equal(one(x), bare(x))

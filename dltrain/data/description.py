@@ -1,6 +1,7 @@
 """What there is to say about the rows: the content of data.json, and one sentence for each thing to beware of."""
 
 from dataclasses import asdict
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def hashes(rows: Rows) -> np.ndarray:
     generator = np.random.default_rng(0)
     total = np.zeros(len(rows["row"]), np.uint64)
     for name in ("features", "target"):
-        cells = rows[name].reshape(len(total), -1).numpy() + 0  # -0.0 is 0.0
+        values = rows[name]
+        cells = values.reshape(len(total), prod(values.shape[1:])).numpy() + 0  # -0.0 is 0.0
         bits = cells.view(np.uint32 if cells.dtype == np.float32 else np.uint64)
         for column in bits.T:
             mixed = column.astype(np.uint64) * generator.integers(2**63, 2**64, dtype=np.uint64)

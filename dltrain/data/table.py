@@ -67,9 +67,10 @@ class Table:
             piece = Piece(frame, Place(source, np.arange(len(frame))))
             pieces[name], missing = self._labelled(piece)
             dropped += missing
-        pieces = self._split(pieces)
+        told = {**self._target_kind(pieces["train"]), **self.columns}
+        pieces = self._split(pieces, told)
         train = pieces["train"]
-        goal = target.fit(train.frame, tuple(self.target), train.place, self.target_transform, dict(self.columns))
+        goal = target.fit(train.frame, tuple(self.target), train.place, self.target_transform, told)
         kinds = self._kinds(train)
         preparation, features, said = self._fit(train, goal, kinds)
         rows = {name: self._rows(piece, preparation) for name, piece in pieces.items() if name != "train"}
@@ -122,7 +123,14 @@ class Table:
             )
         return piece.take(np.flatnonzero(~gaps)), count
 
-    def _split(self, pieces: dict[str, Piece]) -> dict[str, Piece]:
+    def _target_kind(self, piece: Piece) -> dict[str, str]:
+        """The kind of a single target, by all rows that are to be split: on fewer it may look like another."""
+        if len(self.target) > 1 or self.target[0] in self.columns:
+            return {}
+        kind = target.kind_of(piece.frame[self.target[0]], piece.place)
+        return {self.target[0]: "number" if kind == "number" else "category"}
+
+    def _split(self, pieces: dict[str, Piece], told: Mapping[str, str]) -> dict[str, Piece]:
         """Training rows, and those of the splits that have no file of their own."""
         piece = pieces["train"]
         valid, test = "valid" not in pieces, "test" not in pieces
@@ -130,7 +138,7 @@ class Table:
             if len(piece.frame) < 2:
                 raise DataError(f"{piece.place.source}: {len(piece.frame)} row is too few to learn from")
             return pieces
-        classes = self._strata(piece)
+        classes = self._strata(piece, told)
         by = self._order(piece)
         source = piece.place.source
         found = splits.assign(
@@ -141,13 +149,13 @@ class Table:
         own = {name: piece.take(rows) for name, rows in found.items() if name == "train" or name not in pieces}
         return {**pieces, **own}
 
-    def _strata(self, piece: Piece) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    def _strata(self, piece: Piece, told: Mapping[str, str]) -> tuple[np.ndarray, tuple[str, ...]] | None:
         """Codes of the classes to stratify by, and their names; None where the split is another."""
         if self.split.kind not in ("auto", "stratified"):
             return None
         name = self.target[0]
-        override = self.columns.get(name)
-        kind = target.kind_of(piece.frame[name], piece.place, override) if len(self.target) == 1 else "several columns"
+        one = len(self.target) == 1
+        kind = target.kind_of(piece.frame[name], piece.place, told[name]) if one else "several columns"
         if kind in ("binary", "classes"):
             names, codes = np.unique(target.labels(piece.frame[name], piece.place).astype(str), return_inverse=True)
             return codes, tuple(names.tolist())

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
-from dltrain.models.checks import check, dropout_rate, flag, is_whole, sizes
+from dltrain.errors import ConfigError, whole
+from dltrain.models.checks import check, dropout_rate, flag, sizes
 from dltrain.models.init import initialise
 from dltrain.models.norms import normalise
 
@@ -35,7 +35,7 @@ class CNN(nn.Module):
         stride: str | int | Sequence[int] = "auto",
         dilation: str | int | Sequence[int] = "auto",
         residual: bool = False,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         norm: str | None = "batch",
         init: str = "default",
     ) -> None:
@@ -43,7 +43,7 @@ class CNN(nn.Module):
         self.shape_in, self.shape_out = as_map(shape_in), tuple(shape_out)
         space = self.shape_in[1:]
         widths = [self.shape_in[0], *sizes("channels", channels, fewest=1)]
-        check(is_whole(kernel) and kernel % 2 == 1, "kernel", "an odd whole number of at least 1", kernel)
+        check(whole(kernel, 1) and kernel % 2 == 1, "kernel", "an odd whole number of at least 1", kernel)
         stages = len(widths) - 1
         strides = per_stage("stride", stride, stages, lambda: halvings(min(space), stages))
         dilations = per_stage("dilation", dilation, stages, lambda: dilate(space, kernel, strides))
@@ -119,8 +119,8 @@ def per_stage(setting: str, value: Any, stages: int, auto: Callable[[], list[int
     """One whole number for each stage, from auto, one number or a list."""
     if value == "auto":
         return auto()
-    values = [value] * stages if is_whole(value) else value
-    right = isinstance(values, list | tuple) and len(values) == stages and all(is_whole(v) for v in values)
+    values = [value] * stages if whole(value, 1) else value
+    right = isinstance(values, list | tuple) and len(values) == stages and all(whole(v, 1) for v in values)
     check(
         right, setting, f"auto, a whole number of at least 1, or a list of {stages} of them (one for each stage)", value
     )

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from dltrain.models.checks import dropout_rate, whole
+from dltrain.models.checks import count, dropout_rate
 from dltrain.models.init import initialise
 from dltrain.models.norms import normalise
 
@@ -45,11 +45,11 @@ class ResMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.shape_out = tuple(shape_out)
-        whole("width", width)
+        count("width", width)
         rate = dropout_rate(dropout)
         self.stem = nn.Linear(prod(shape_in), width)
         self.blocks = nn.ModuleList(
-            ResidualBlock(width, activation, rate, norm) for _ in range(whole("depth", depth, least=0))
+            ResidualBlock(width, activation, rate, norm) for _ in range(count("depth", depth, least=0))
         )
         self.last = nn.Sequential(OrderedDict(normalise(norm, width) | {"activation": activation()}))
         self.head = nn.Linear(width, prod(shape_out))

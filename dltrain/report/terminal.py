@@ -145,7 +145,9 @@ class Terminal:
     def metrics(self, title: str, metrics: dict[str, float]) -> None:
         """Show the metrics of some rows under a title."""
         self.opening(title)
-        self._table(["metric", "value"], [[name, number(value)] for name, value in metrics.items()], right=frozenset({1}))
+        self._table(
+            ["metric", "value"], [[name, number(value)] for name, value in metrics.items()], right=frozenset({1})
+        )
 
     def stopped(self, text: str) -> None:
         """Say why training ended early; leaves the terminal as it was."""
