@@ -8,6 +8,7 @@ YAML never says a part twice.
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,7 +102,9 @@ def locate(path: Any, where: str, group: str, trust: tuple[str, ...] = ()) -> An
     module_name, _, name = str(path).rpartition(".")
     roots = (*ROOTS, *trust)
     if not name.isidentifier() or not _under(module_name, roots):
-        hint = f"; trust=[{module_name.split('.')[0]}] allows it" if name.isidentifier() and module_name else ""
+        root = module_name.partition(".")[0]  # nobody is told to trust os
+        own = name.isidentifier() and root and root not in sys.stdlib_module_names
+        hint = f"; trust=[{root}] allows it" if own else ""
         raise ConfigError(f"{refused}, got {path}{hint}")
     try:
         module = importlib.import_module(module_name)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dltrain.build import Builder, locate
 from dltrain.checkpoint import Damaged, save_tensors, verify, write_manifest
-from dltrain.errors import ConfigError, DataError
+from dltrain.errors import ConfigError, DataError, UserError
 from dltrain.evaluate import chunk_size
 from dltrain.tasks.task import Task
 
@@ -37,14 +38,18 @@ class Model:
         Raises ConfigError if the bundle is damaged or was written by a newer dltrain.
         """
         try:
-            verify(folder)
-            described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            described = _described(folder)
+            with _undamaged("model.json"):
+                preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
+                prepared = preparation.load(folder, described["preparation"])
+                builder = Builder({part: described["parts"][part] for part in PARTS}, trust)
+            # what a module of the user's own raises keeps its traceback
+            with _undamaged("model.json") if not trust else nullcontext():
+                task = make_task(builder, prepared)
+            with _undamaged("model.safetensors"):
+                task.load_state_dict(load_file(folder / "model.safetensors"))
         except Damaged as error:
-            raise ConfigError(f"run must have an undamaged model, got {folder.parent.name}: {error}") from None
-        preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
-        prepared = preparation.load(folder, described["preparation"])
-        task = make_task(Builder(described["parts"], trust), prepared)
-        task.load_state_dict(load_file(folder / "model.safetensors"))
+            raise ConfigError(f"run must have an undamaged model, got {folder.parent.name}: {error}") from error
         return cls(task, prepared)
 
     @torch.no_grad()
@@ -103,6 +108,32 @@ class Model:
         for frame in self.preparation.read(source, rows):
             yield self.predict(frame, "standard input" if source == "-" else Path(source).name, first)
             first += len(frame)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What model.json says, every file having been verified; raises Damaged, and ConfigError for a newer format."""
+    listed = {*verify(folder), "manifest.json"}
+    there = {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".skops")}
+    if others := sorted(({"model.json", "model.safetensors"} | there) - listed):
+        raise Damaged(f"{others[0]} is not in its manifest")
+    with _undamaged("model.json"):
+        described: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        newer = described["format"] > FORMAT
+    if newer:
+        raise ConfigError(f"model.json must be of format {FORMAT} or older, got {described['format']}; update dltrain")
+    return described
+
+
+@contextmanager
+def _undamaged(name: str) -> Iterator[None]:
+    """Turn whatever a file's content makes fail into Damaged: a stranger's file may say anything, hashes and all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = " ".join(str(error).split()) or "no reason given"
+        raise Damaged(f"{name} does not hold what it must ({type(error).__name__}: {first[:200]})") from error
 
 
 def make_task(builder: Builder, preparation: Any) -> Task:

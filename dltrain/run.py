@@ -6,13 +6,14 @@ A run is built in `.<name>.new`, under a lock, and renamed once everything that 
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -23,7 +24,7 @@ from typing import IO, Any
 import yaml
 
 from dltrain.data.content import content_hash
-from dltrain.errors import ConfigError, RunInUse, nearest
+from dltrain.errors import ConfigError, DiskError, RunInUse, nearest, show
 from dltrain.settings import Settings
 
 FORMAT = 1
@@ -76,6 +77,8 @@ class Run:
         """The folder with all that predict needs; raises ConfigError if the run has none yet."""
         if not (self.folder / "model" / "model.json").is_file():
             status = self.result().get("status", "unfinished")
+            if status == "finished":
+                raise ConfigError(f"run must have an undamaged model, got {self.name}: model.json is missing")
             raise ConfigError(
                 f"run must be a finished run, got {self.name}, which is {status}; dltrain resume run={self.name}"
             )
@@ -87,23 +90,44 @@ class Run:
             config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             config = None
-        if not isinstance(config, dict):
+        if isinstance(config, dict):
+            check_format(config, self.folder / "config.yaml")
+        if not isinstance(config, dict) or not complete(config):
             raise ConfigError(f"run must be a run folder, got {self.folder}, whose config.yaml is damaged")
-        check_format(config, self.folder / "config.yaml")
+        return config
+
+    def trusted(self, trust: Collection[str]) -> Config:
+        """The config, if all modules that it trusts are trusted here: a run folder may be a stranger's.
+
+        Raises ConfigError before any of them is looked for: finding a module may import the package around it.
+        """
+        config = self.config()
+        if others := [str(module) for module in config["trust"] if module not in trust]:
+            raise ConfigError(
+                f"trust must name the modules whose code run {self.name} uses, as in trust=[{','.join(others)}],"
+                f" got {show(list(trust))}"
+            )
         return config
 
     def words(self) -> list[str]:
-        """The overrides that were typed."""
-        path = self.folder / "overrides.yaml"
-        return list(yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.is_file() else []
+        """The overrides that were typed; raises ConfigError if they cannot be read."""
+        try:
+            words = yaml.safe_load((self.folder / "overrides.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            words = None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ConfigError(f"run must be a run folder, got {self.folder}, whose overrides.yaml is damaged")
+        return words
 
     def result(self) -> Config:
-        """What result.json says; {} if there is none."""
+        """What result.json says; {} if there is none that can be read."""
         try:
             result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return result if isinstance(result, dict) else {}
+        scores = [result.get(split, {}) for split in ("valid", "test")] if isinstance(result, dict) else [None]
+        good = all(isinstance(score, dict) and all(map(_number, score.values())) for score in scores)
+        return result if good else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file so that it is there whole or not at all."""
@@ -120,6 +144,23 @@ class Run:
         """Remove a run that never got its name."""
         if self.folder.name.startswith("."):
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def complete(config: Config) -> bool:
+    """True if a config has everything that a run's config must have."""
+    choices = config.get("choices")
+    return (
+        all(isinstance(config.get(group) or {}, dict) and group in config for group in (*GROUPS, *WHERE))
+        and all(f.name in config for f in fields(Settings))
+        and isinstance(choices, dict)
+        and choices.keys() >= {"data", "model", "trainer", "scheduler"}
+        and isinstance(config["trust"], list)
+        and isinstance(config.get("hash"), str)
+    )
+
+
+def _number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -180,9 +221,40 @@ def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tup
     choices = config["choices"]
     name = config["name"] or f"{choices['data']}-{choices['model']}-{digest(what)[:8]}"
     root = Path(config["output_root"]).expanduser()
-    made = [path for path in (root, *root.parents) if not path.exists()]
-    folder, new = root / name, root / f".{name}.new"
-    if config["fresh"] and Run(folder).result().get("status") == "finished":
+    with _home(root), _claimed(root / name, root / f".{name}.new", config["fresh"]) as run:
+        try:
+            if run.folder.name == name:
+                _same(run, config, what, name)
+            else:
+                _fill(run, config, words, what)
+            yield run, name, config
+        finally:
+            run.discard()
+
+
+@contextmanager
+def _home(root: Path) -> Iterator[None]:
+    """The folder of all runs is there; what had to be made for it goes again if it stays empty."""
+    made: list[Path] = []
+    try:
+        try:
+            made += [path for path in (root, *root.parents) if not path.exists()]
+            root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"output_root must be a folder, got {root}, where a file is in the way") from None
+        except OSError as error:
+            raise DiskError(f"cannot make the folder {root}: {(error.strerror or str(error)).lower()}") from error
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+@contextmanager
+def _claimed(folder: Path, new: Path, fresh: bool) -> Iterator[Run]:
+    """A run that is there, or else a new one, locked."""
+    if fresh and Run(folder).result().get("status") == "finished":
         with locked(Run(folder)):
             set_aside(Run(folder))
     while True:
@@ -195,17 +267,7 @@ def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tup
             if run.folder is new and folder.is_dir():  # published while we looked
                 run.discard()
                 continue
-            try:
-                if run.folder is new:
-                    _fill(run, config, words, what)
-                else:
-                    _same(run, config, what, name)
-                yield run, name, config
-            finally:
-                run.discard()
-                for path in made:
-                    with suppress(OSError):  # not empty
-                        path.rmdir()
+            yield run
             return
 
 
@@ -318,7 +380,12 @@ def _best(runs: list[Run]) -> Run | None:
     monitor, data = newest.result().get("monitor"), newest.config().get("data")
     rivals = [run for run in finished if run.result().get("monitor") == monitor and run.config().get("data") == data]
     sign = -1.0 if newest.result().get("direction") == "min" else 1.0
-    return max(rivals, key=lambda run: sign * run.result()["valid"].get(monitor, -sign * float("inf")))
+
+    def score(run: Run) -> float:
+        value = run.result().get("valid", {}).get(monitor)
+        return sign * value if value is not None and not math.isnan(value) else -math.inf
+
+    return max(rivals, key=score)
 
 
 def environment() -> Config:

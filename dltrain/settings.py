@@ -8,6 +8,8 @@ from typing import Any
 from dltrain.errors import ConfigError, nearest, real, show, whole
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+TAKEN = ("last", "best", "sweeps")  # names that mean something else where runs are looked for
+LONGEST = 200  # what a file system takes, less what is put around it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -95,5 +97,8 @@ class Settings:
             below = 2 ** (self.shards.bit_length() - 1)
             choices = f"shards={below} or {2 * below}"
             problems.append(f"shards must be a power of two when exact=true, got {self.shards}; {choices} would do")
+        if isinstance(self.name, str) and (self.name in TAKEN or len(self.name) > LONGEST):
+            must = f"at most {LONGEST} letters" if len(self.name) > LONGEST else f"none of {', '.join(TAKEN)}"
+            problems.append(f"name must be {must}, got {self.name}")
         if problems:
             raise ConfigError("\n".join(problems))

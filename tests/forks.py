@@ -1,6 +1,7 @@
 """Commands in processes of their own without waiting for imports: a server that has imported everything forks for each."""
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -32,6 +33,7 @@ class Server:
     def start(self, words: list[str], folder: Path, patch: str = "", **faults: str) -> "Launch":
         """Start `dltrain words` in a folder; `PHASES` and `FAULT` as in dltrain.faults; `patch` is Python run first."""
         output = folder / f".output-{os.urandom(4).hex()}"
+        output.touch()  # it may be killed before it opens it
         return Launch(self, self.ask(words=words, folder=str(folder), output=str(output), patch=patch, **faults), output)
 
     def run(self, words: list[str], folder: Path, patch: str = "", **faults: str) -> tuple[int, str]:
@@ -100,22 +102,22 @@ def timeless(value: Any) -> Any:
     return value
 
 
+LATE = ["dltrain." + name for name in ("app", "worker", "losses", "schedulers", "models.mlp", "tasks.supervised")]
+LATE += ["dltrain.data." + name for name in ("bundled", "csv", "xor")] + ["hydra", "pyarrow"]
+
+
 def serve() -> int:
     """Fork for every request; returns in the children alone, with their exit code, so that they end as programs do."""
     sys.path.insert(0, str(Path(__file__).parent))
-    import hydra
-    import torch
+    for name in LATE:
+        importlib.import_module(name)
+    from dltrain import compose, metrics
 
-    import dltrain.worker
-    from dltrain import bundle, compose
-    from dltrain.data import bundled, csv, xor
-    from dltrain.models import mlp
-    from dltrain.tasks import supervised
-
-    compose.compose(["data=xor", "model=mlp"])  # what is imported late
+    compose.compose(["data=xor"])
+    metrics.load()
+    torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    torch.optim.AdamW([torch.zeros(1)])
-    assert all((hydra, dltrain.worker, bundle, bundled, csv, xor, mlp, supervised))
+    torch.optim.AdamW([torch.zeros(1)])  # imports a compiler
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -135,7 +137,7 @@ def child(request: Mapping[str, Any]) -> int:
     os.dup2(output, 2)
     os.chdir(request["folder"])
     faults.PHASES, faults.FAULT = request.get("PHASES"), request.get("FAULT")
-    exec(request["patch"])
+    exec(request["patch"], {})
     return cli.run(request["words"])
 
 

@@ -234,7 +234,7 @@ def test_a_setting_that_must_be_given() -> None:
     ],
 )
 def test_names_of_files_and_columns_are_literal(word: str, path: tuple[str, ...], value: Any) -> None:
-    node = compose(["data=csv", word])["data"]
+    node = compose(["data=csv", "data.path=a.csv", "data.target=price", word])["data"]
     for part in path:
         node = node[part]
     assert node == value
@@ -245,8 +245,8 @@ def test_literal_settings_do_not_invent_keys() -> None:
 
 
 def test_literal_words_are_forgotten_by_the_next_compose() -> None:
-    assert compose(["data=csv", "data.path=a.csv"])["data"]["path"] == "a.csv"
-    assert compose(["data=csv"])["data"]["path"] != "a.csv"
+    assert compose(["data=csv", "data.path=a.csv", "data.target=price"])["data"]["path"] == "a.csv"
+    assert refused("data=csv", "data.target=price") == "data.path must be given"
 
 
 def test_literals_leave_the_other_words_to_hydra() -> None:

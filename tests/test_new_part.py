@@ -1,5 +1,8 @@
 """A user's own network: one Python file and one YAML file, and no edit elsewhere."""
 
+import contextlib
+import io
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from runs import Trained, launch, predict, working
+from runs import Trained, command, launch, predict, working
 from torch import nn
 
-import dltrain
+from dltrain import cli
 from dltrain.errors import ConfigError
+from dltrain.train import Training
 
 NETWORK = '''
 """Networks of our own."""
@@ -50,6 +53,10 @@ SETTINGS = ("epochs=6", "batch_size=16", "optimizer.lr=0.01", "regularizer=[l2]"
 MARK = Path("imported.txt")
 
 
+class Power(Exception):
+    """It is gone."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder, from which `./mynets.py` can be imported as from the command line."""
@@ -69,18 +76,27 @@ def run() -> Trained:
     return launch(*WORDS, *SETTINGS)
 
 
-def dltrain_process(*words: str) -> subprocess.CompletedProcess[str]:
-    """The console script as a user starts it: nothing of theirs has been imported."""
-    code = "import sys; from dltrain.cli import main; sys.argv[0] = 'dltrain'; main()"
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+def refused(*words: str) -> str:
+    """What a command line that must end with 2 says, in a process that has not imported the user's module."""
+    imported = sys.modules.pop("mynets", None)
+    MARK.unlink(missing_ok=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            assert cli.run(list(words)) == 2
+        assert "mynets" not in sys.modules
+    finally:
+        if imported:
+            sys.modules["mynets"] = imported
+    assert not MARK.exists(), "the module was executed"
+    return said.getvalue()
 
 
 def test_it_trains_with_every_part_around_it(run: Trained) -> None:
-    network = type(run.data.preparation) and sys.modules["mynets"].Gated
     assert run.result["status"] == "finished"
     assert run.result["valid"]["r2"] > 0.5  # a product, which no affine map knows
     assert run.weights["value.weight"].shape == (16, 3)
-    built = network((3,), (1,), nn.Tanh, 16)
+    built = sys.modules["mynets"].Gated((3,), (1,), nn.Tanh, 16)
     built.load_state_dict(run.weights)
     expected = built(run.data.valid["features"]) * run.data.preparation.target.scale[0]
     expected = expected + run.data.preparation.target.mean[0]
@@ -98,11 +114,6 @@ def test_its_settings_are_checked_like_ours() -> None:
 
 def test_it_resumes_to_the_same_bits(run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*WORDS, *SETTINGS, "trainer.save_every=1")
-    from dltrain.train import Training
-
-    class Power(Exception):
-        """It is gone."""
-
     record = Training.record
 
     def fail(self: Training, evaluated: bool) -> bool:
@@ -120,20 +131,26 @@ def test_it_resumes_to_the_same_bits(run: Trained, monkeypatch: pytest.MonkeyPat
 
 
 def test_without_trust_nothing_of_it_is_executed(run: Trained) -> None:
-    MARK.unlink(missing_ok=True)
-    shown = dltrain_process("predict", f"run={run.name}", "input=rows.csv", "out=mine.csv")
-    assert shown.returncode == 2
-    assert shown.stderr.count("\n") == 1
-    assert "trust=[mynets] allows it" in shown.stderr
+    said = refused("predict", f"run={run.name}", "input=rows.csv", "out=mine.csv")
+    assert said.count("\n") == 1
+    assert "must name a class of dltrain" in said
+    assert "got mynets.Gated; trust=" in said
     assert not Path("mine.csv").exists()
-    trained = dltrain_process(*(word for word in WORDS if not word.startswith("trust")), "epochs=1")
-    assert trained.returncode == 2
-    assert "trust=[mynets] allows it" in trained.stderr
-    assert not MARK.exists()
-    allowed = dltrain_process("predict", f"run={run.name}", "input=rows.csv", "out=mine.csv", "trust=[mynets]")
-    assert allowed.returncode == 0, allowed.stderr
+    said = refused(*(word for word in WORDS if not word.startswith("trust")))
+    assert said.count("\n") == 1
+    assert "got mynets.Gated; trust=" in said
+
+
+def test_with_trust_the_console_finds_it_in_the_current_folder(run: Trained) -> None:
+    MARK.unlink(missing_ok=True)
+    printed = run.printed.splitlines()[-1]
+    assert printed == f"dltrain predict run={run.name} input=new.csv 'trust=[mynets]'"
+    words = [word.replace("new.csv", "rows.csv") for word in shlex.split(printed)[1:]]
+    code = "import sys; from dltrain.cli import main; sys.path.remove(''); main()"  # as the console script starts
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert MARK.exists()
-    assert len(pd.read_csv("mine.csv")) == 300
+    assert len(pd.read_csv("predictions.csv")) == 300
 
 
 def test_a_stranger_s_run_brings_no_code_of_its_own(run: Trained, tmp_path: Path) -> None:
@@ -143,30 +160,20 @@ def test_a_stranger_s_run_brings_no_code_of_its_own(run: Trained, tmp_path: Path
     assert "mynets" in (stranger / "config.yaml").read_text()  # what was trusted when it was trained
     shutil.copy("mynets.py", stranger)
     shutil.copy("mynets.py", stranger / "model")
-    MARK.unlink(missing_ok=True)
-    for command in ("predict", "evaluate"):
-        shown = dltrain_process(command, f"run={stranger}", "input=rows.csv")
-        assert shown.returncode == 2
-        assert "mynets" in shown.stderr
-    assert dltrain_process("evaluate", f"run={stranger}").returncode == 2
-    assert not MARK.exists()
+    for words in (["predict", "input=rows.csv"], ["evaluate", "input=rows.csv"], ["evaluate"]):
+        assert "mynets" in refused(words[0], f"run={stranger}", *words[1:])
 
 
 def test_the_hash_knows_the_source_of_the_module() -> None:
     words = (*WORDS, "epochs=1")
-    first = dltrain_process(*words)
-    assert first.returncode == 0, first.stderr
-    assert "is finished" in dltrain_process(*words).stdout
-    source = Path("mynets.py").read_text()
-    try:
-        Path("mynets.py").write_text(source + "\n# changed\n")
-        changed = dltrain_process(*words)
-    finally:
-        Path("mynets.py").write_text(source)
-    assert "is finished" not in changed.stdout
+    assert "is finished" not in command(*words)
+    assert "is finished" in command(*words)
+    with Path("mynets.py").open("a") as file:
+        file.write("\n# changed\n")
+    assert "is finished" not in command(*words)
 
 
-def test_no_file_of_ours_names_it() -> None:
-    package = Path(dltrain.__file__).parent
-    assert not [path for path in package.rglob("*.py") if "mynet" in path.read_text() and path.name != "settings.py"]
-    assert isinstance(torch.nn.Module, type)
+def test_it_is_listed_like_ours() -> None:
+    listed = command("list", "models")
+    assert [line.split()[0] for line in listed.splitlines() if "gates" in line] == ["mynet"]
+    assert "mlp" in listed

@@ -26,7 +26,8 @@ def shipped(name):
 
 def network(seed=0, kind=MLP, shape_in=(6,), **settings):
     torch.manual_seed(seed)
-    return kind(shape_in, (3,), **(settings or ({"hidden": [16, 12, 8]} if kind is MLP else {})))
+    small = {"MLP": {"hidden": [16, 12, 8]}, "CNN": {"dropout": 0.0}}
+    return kind(shape_in, (3,), **(settings or small.get(kind.__name__, {})))
 
 
 def step(model, optimizer, count=1, seed=0, shape_in=(6,)):

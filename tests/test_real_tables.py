@@ -100,10 +100,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def predict(trained: Trained, frame: pd.DataFrame, name: str = "new") -> pd.DataFrame:
-    """What the command writes for a frame of text."""
+    """What the command writes for a frame of text, read in three pieces."""
     path, out = trained.folder.parent / f"{name}.csv", trained.folder.parent / f"{name}.out.csv"
     frame.to_csv(path, index=False)
-    assert cli.run(["predict", f"run={trained.folder}", f"input={path}", f"out={out}"]) == 0
+    assert cli.run(["predict", f"run={trained.folder}", f"input={path}", f"out={out}", "rows=64"]) == 0
     return pd.read_csv(out)
 
 
@@ -190,6 +190,6 @@ def test_python_predicts_what_the_command_writes(trained: Trained) -> None:
     assert found.columns.tolist() == written.columns.tolist()
     for ours, read in zip(found.items(), written.items(), strict=True):
         if pd.api.types.is_float_dtype(read[1].dtype):
-            np.testing.assert_allclose(ours[1], read[1], rtol=1e-6)
+            np.testing.assert_allclose(ours[1], read[1], rtol=1e-5)
         else:
             assert ours[1].fillna("").astype(str).tolist() == read[1].fillna("").astype(str).tolist()

@@ -1,7 +1,7 @@
 """Every word of the command line does what it says, seen through whole runs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from dltrain.data import Data
 from dltrain.errors import ConfigError
 from dltrain.order import epoch_order, shard_bounds
 from dltrain.player import Finite, Player
+from dltrain.step import Step
 
 SMALL = ("model.hidden=[16]", "batch_size=32", "trainer.save_every=1h")
 
@@ -460,12 +461,31 @@ def quick() -> tuple[Trained, list[Moment]]:
     return watched(*QUICK)
 
 
-def test_seed_draws_weights_order_and_split(quick: tuple[Trained, list[Moment]]) -> None:
+def test_seed_draws_weights_and_split(quick: tuple[Trained, list[Moment]]) -> None:
     run, moments = quick
     again, other = launch(*QUICK), watched(*QUICK, "seed=1")
     assert again.result["weights_sha256"] == run.result["weights_sha256"]
     assert not same(other[1][0].before, moments[0].before)
     assert not torch.equal(other[0].data.test["row"], run.data.test["row"])
+
+
+def test_seed_and_epoch_draw_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    call = Step.__call__
+
+    def watch(self: Step, batch: Mapping[str, Tensor], n_rows: int, step: int) -> None:
+        seen.append(batch["features"])
+        call(self, batch, n_rows, step)
+
+    monkeypatch.setattr(Step, "__call__", watch)
+    run = launch(*QUICK, "epochs=2", "data.split.seed=0")
+    launch(*QUICK, "epochs=1", "data.split.seed=0", "seed=1")
+    first, second, other = (torch.cat(seen[k : k + 9]) for k in (0, 9, 18))
+    rows = {tuple(row) for row in run.data.train["features"].tolist()}
+    assert len(rows) == len(first) == len(second) == len(other) == 280
+    assert all({tuple(row) for row in order.tolist()} == rows for order in (first, second, other))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [("32", 9), ("1", 280), ("all", 1)])

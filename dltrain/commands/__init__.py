@@ -7,12 +7,15 @@ what it is. `train` alone is a Hydra application (see dltrain/app.py).
 import ast
 import builtins
 import re
+import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dltrain.errors import ConfigError, nearest
+from dltrain.errors import ConfigError, DiskError, nearest
 
 Given = TypeVar("Given")
 
@@ -135,3 +138,42 @@ def _value(text: str, hint: Any) -> Any:
     if not text:
         raise ValueError("given")
     return text
+
+
+def check_out(out: str, read: str = "-") -> None:
+    """Raise ConfigError, before any work is done, if no file can be written there, or if it is the one to be read."""
+    path = Path(out).expanduser()
+    if out == "-":
+        return
+    if path.is_dir():
+        raise ConfigError(f"out must be a file, got {out}, which is a folder")
+    if not path.parent.is_dir():
+        raise ConfigError(f"out must be in a folder that exists, got {out} (there is no folder {path.parent})")
+    source = Path(read).expanduser()
+    if read != "-" and path.is_file() and source.exists() and path.samefile(source):
+        raise ConfigError(f"out must be another file than input, got {out}")
+
+
+@contextmanager
+def written(out: str) -> Iterator[IO[str]]:
+    """A text file that is there whole or not at all; `-` is standard output. A pipe or device is written as it is."""
+    path = Path(out).expanduser()
+    if out == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    whole = path.is_file() or not path.exists()
+    final = path.resolve() if whole else path  # of a link, what it names
+    part = final.with_name(f".{final.name}.part") if whole else path
+    try:
+        try:
+            file = part.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise DiskError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from error
+        with file:
+            yield file
+        if whole:
+            part.replace(final)
+    finally:
+        if whole:
+            part.unlink(missing_ok=True)

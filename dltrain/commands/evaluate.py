@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dltrain.commands import parse
+from dltrain.commands import check_out, parse, written
 from dltrain.errors import DataError
 from dltrain.report.terminal import Terminal
-from dltrain.run import FORMAT, Config, digest, find, identity, write_whole
+from dltrain.run import FORMAT, Config, digest, find, identity
 
 if TYPE_CHECKING:
     from dltrain.bundle import Model
@@ -28,9 +27,10 @@ class Options:
 def run(words: list[str]) -> int:
     """Show the metrics, and write them if `out` is set."""
     options = parse(words, Options)
+    check_out(options.out or "-", options.input or "-")
     found = find(options.run, options.output_root)
     bundle, trust = found.bundle, tuple(options.trust)
-    own = found.config() if options.input is None else None
+    own = found.trusted(trust) if options.input is None else None
     if own is not None and digest(identity(own)) != own["hash"]:
         raise DataError(
             f"{own['data'].get('path')}: has changed since run {found.name} was trained; name a file by input="
@@ -46,7 +46,8 @@ def run(words: list[str]) -> int:
         return 0
     Terminal().metrics(f"{found.name} on {source}, {rows:,} rows", metrics)
     if options.out is not None:
-        write_whole(Path(options.out).expanduser(), text + "\n")
+        with written(options.out) as file:
+            file.write(text + "\n")
         print(f"wrote {options.out}")
     return 0
 

@@ -1,7 +1,7 @@
 """Continue a run found by its name, elsewhere if wanted, or with more epochs as a new run."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dltrain.commands import parse_known
 from dltrain.commands.train import go
@@ -15,6 +15,7 @@ class Options:
     """What `dltrain resume` takes; other words are settings of the run."""
 
     run: str  # a folder, the beginning of a run's name, or last
+    trust: list[str] = field(default_factory=list)  # modules of your own that the run's parts come from
     output_root: str = "outputs"  # where runs are looked for
 
 
@@ -22,7 +23,7 @@ def run(words: list[str]) -> int:
     """Continue `run=...`; `trainer=` and `logger=` may change, `epochs=N` starts a new run from its checkpoint."""
     options, overrides = parse_known(words, Options)
     found = find(options.run, options.output_root)
-    config = found.config()
+    config = found.trusted(options.trust)
     if digest(identity(config)) != config["hash"]:
         raise DataError(f"{config['data'].get('path')}: has changed since run {found.name} was started")
     new = _overridden(found, config, overrides)
@@ -61,12 +62,19 @@ def _extend(found: Run, new: Config, overrides: list[str]) -> None:
     done = found.result().get("epochs", 0)
     if new["epochs"] <= done:
         raise ConfigError(f"epochs must be more than the {done} of run {found.name}, got {new['epochs']}")
-    with opened({**new, "name": None}, [*found.words(), *overrides]) as (run, name, config):
+    beside = {"name": None, "output_root": str(found.folder.parent)}
+    with opened({**new, **beside}, [*found.words(), *overrides]) as (run, name, config):
         if run.folder.name != name:  # it has not been started before
-            for source in ("checkpoints", "metrics.jsonl"):
-                path = found.folder / source
-                if path.is_dir():
-                    shutil.copytree(path, run.folder / source)
-                elif path.is_file():
-                    shutil.copy2(path, run.folder / source)
+            with locked(found):  # its checkpoints come and go while another process trains it
+                _copy(found, run)
         go(run, name, config)
+
+
+def _copy(found: Run, run: Run) -> None:
+    """What a run has come to, for another to go on from there."""
+    for source in ("checkpoints", "metrics.jsonl"):
+        path = found.folder / source
+        if path.is_dir():
+            shutil.copytree(path, run.folder / source)
+        elif path.is_file():
+            shutil.copy2(path, run.folder / source)

@@ -38,4 +38,5 @@ def show(terminal: Terminal, run: Run, result: Config) -> None:
 def predict_command(run: Run) -> str:
     """The command that applies a run to a new file."""
     where = run.name if run.folder.parent.name == "outputs" else run.folder
-    return f"dltrain predict run={where} input=new.csv"
+    trust = ",".join(run.config().get("trust") or [])
+    return f"dltrain predict run={where} input=new.csv" + (f" 'trust=[{trust}]'" if trust else "")

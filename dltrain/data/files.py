@@ -283,8 +283,9 @@ def known_delimiter(delimiter: str) -> str:
 def known_encoding(encoding: str) -> str:
     """The normal name of an encoding Python knows; raises ConfigError."""
     try:
+        "a".encode(encoding)  # there are codecs of no text, such as hex
         return codecs.lookup(encoding).name
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         names = ["utf-8", "latin-1", "cp1252", "utf-16", "shift_jis", "gb18030"]
         raise ConfigError(
             f"data.encoding must be an encoding Python knows, got {encoding}{nearest(encoding, names)}"
