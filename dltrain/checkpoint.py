@@ -52,7 +52,17 @@ def pack(task: nn.Module, players: Mapping[str, Player]) -> tuple[Tensors, State
 
 
 def unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, state: State) -> None:
-    """Put a packed state back."""
+    """Put a packed state back; raises ConfigError if it is not of these networks and optimizers, hashes and all."""
+    try:
+        _unpack(task, players, tensors, state)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"checkpoint must be of this run's networks and optimizers, got another ({type(error).__name__}: {first})"
+        ) from error
+
+
+def _unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, state: State) -> None:
     task.load_state_dict(tensors["model"])
     for name, player in players.items():
         saved = state["players"][name]

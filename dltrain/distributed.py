@@ -114,6 +114,7 @@ class ShardSum:
         self.tree = exact and shards > 1
         self.buffers = [b for b in task.buffers() if b.is_floating_point()] if shards > 1 else []
         self.before = [b.clone() for b in self.buffers]
+        self.counters = [b for b in task.buffers() if not b.is_floating_point()] if shards > 1 else []
         self.stack: list[tuple[int, list[Tensor]]] = []
         self.count: Tensor | float = 0
         self.rows = 0
@@ -123,6 +124,10 @@ class ShardSum:
         statistics = [b * rows for b in self.buffers]
         for buffer, before in zip(self.buffers, self.before, strict=True):
             buffer.copy_(before)
+        if not self.rows:
+            self.counted = [c.clone() for c in self.counters]
+        for counter, once in zip(self.counters, self.counted, strict=True):
+            counter.copy_(once)
         leaves = [total.detach().float(), *statistics]
         if self.tree:
             leaves += [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -141,6 +146,9 @@ class ShardSum:
 
     def close(self, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor | float]:
         """Leave the summed gradients in `.grad` and return the summed loss and count."""
+        while len(self.stack) > 1:  # the tree is not full: shards without rows would have added zeros
+            right = self.stack.pop()[1]
+            torch._foreach_add_(self.stack[-1][1], right)
         [(_, [total, *leaves])] = self.stack
         for buffer, mean in zip(self.buffers, leaves[: len(self.buffers)], strict=True):
             buffer.copy_(mean / self.rows)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from dltrain.distributed import Single
-from dltrain.faults import point
 from dltrain.player import Player
 from dltrain.tasks.task import Task
 
@@ -24,7 +23,6 @@ def assess(
     task: Task, players: Mapping[str, Player], rows: Mapping[str, Tensor], trainer: Single
 ) -> tuple[dict[str, float], Tensor]:
     """Mean loss by player, and all predictions on the CPU in the order of the rows; with averaged weights if kept."""
-    point("evaluate")
     sums: dict[str, Tensor] = {}
     parts: list[Tensor] = []
     task.eval()
@@ -39,7 +37,6 @@ def assess(
                 sums[name] = sums.get(name, 0) + pair
             parts.append(predictions.cpu())
     task.train()
-    point("evaluated")
     return {name: float(total / count) for name, (total, count) in sums.items()}, trainer.gather(parts)
 
 

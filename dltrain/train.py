@@ -153,8 +153,11 @@ class Training:
 
     def evaluate(self, rows: Rows) -> dict[str, float]:
         """Losses and metrics of rows that are not trained on."""
+        point("evaluate")
         losses, predictions = assess(self.task, self.players, rows, self.trainer)
-        return named("", losses) | self.task.metrics(predictions, {key: values.cpu() for key, values in rows.items()})
+        metrics = self.task.metrics(predictions, {key: values.cpu() for key, values in rows.items()})
+        point("evaluated")
+        return named("", losses) | metrics
 
     def judge(self, value: float | None) -> bool:
         """Compare the monitored metric with the best so far; move a plateau scheduler; ask early stopping."""

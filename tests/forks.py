@@ -1,4 +1,4 @@
-"""Commands in processes of their own without waiting for imports: a server that has imported everything forks for each."""
+"""Commands in processes of their own, at once: a server that has imported everything forks for each."""
 
 import hashlib
 import importlib
@@ -34,7 +34,9 @@ class Server:
         """Start `dltrain words` in a folder; `PHASES` and `FAULT` as in dltrain.faults; `patch` is Python run first."""
         output = folder / f".output-{os.urandom(4).hex()}"
         output.touch()  # it may be killed before it opens it
-        return Launch(self, self.ask(words=words, folder=str(folder), output=str(output), patch=patch, **faults), output)
+        return Launch(
+            self, self.ask(words=words, folder=str(folder), output=str(output), patch=patch, **faults), output
+        )
 
     def run(self, words: list[str], folder: Path, patch: str = "", **faults: str) -> tuple[int, str]:
         """Run a command to its end: its exit code (minus the signal that killed it) and all that it said."""

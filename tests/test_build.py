@@ -15,13 +15,13 @@ from dltrain.models.mlp import MLP
 
 ALLOWED = "model._target_ must name a class of dltrain, torch.nn, torch.optim or sklearn, or of a module in trust=[...]"
 REFUSED = {
-    ("model", "os.system"): f"{ALLOWED}, got os.system; trust=[os] allows it",
-    ("model", "builtins.eval"): f"{ALLOWED}, got builtins.eval; trust=[builtins] allows it",
-    ("model", "subprocess.Popen"): f"{ALLOWED}, got subprocess.Popen; trust=[subprocess] allows it",
-    ("model", "torch.load"): f"{ALLOWED}, got torch.load; trust=[torch] allows it",
-    ("model", "torch.hub.load"): f"{ALLOWED}, got torch.hub.load; trust=[torch] allows it",
-    ("model", "torch.nnet.Linear"): f"{ALLOWED}, got torch.nnet.Linear; trust=[torch] allows it",
-    ("model", "dltrainer.MLP"): f"{ALLOWED}, got dltrainer.MLP; trust=[dltrainer] allows it",
+    ("model", "os.system"): f"{ALLOWED}, got os.system",
+    ("model", "builtins.eval"): f"{ALLOWED}, got builtins.eval",
+    ("model", "subprocess.Popen"): f"{ALLOWED}, got subprocess.Popen",
+    ("model", "torch.load"): f"{ALLOWED}, got torch.load",
+    ("model", "torch.hub.load"): f"{ALLOWED}, got torch.hub.load",
+    ("model", "torch.nnet.Linear"): f"{ALLOWED}, got torch.nnet.Linear",
+    ("model", "dltrainer.MLP"): f"{ALLOWED}, got dltrainer.MLP",
     ("model", "MLP"): f"{ALLOWED}, got MLP",
     ("model", ""): f"{ALLOWED}, got ",
     ("model", None): f"{ALLOWED}, got None",
@@ -65,7 +65,9 @@ REFUSED = {
 def test_the_allow_list(group: str, path: Any) -> None:
     with pytest.raises(ConfigError) as error:
         locate(path, f"{group}._target_", group)
-    assert str(error.value) == REFUSED[group, path].replace("model._target_ must name", f"{group}._target_ must name")
+    said, _, hint = str(error.value).partition("; trust=")
+    assert said == REFUSED[group, path]
+    assert not (hint and str(path).startswith(("os", "builtins", "subprocess"))), "nobody is told to trust these"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,9 @@ def test_what_is_allowed(group: str, path: str) -> None:
 
 
 def test_a_name_that_is_not_there_gets_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"model\._target_ must be defined in torch\.nn, got Linaer; did you mean Linear\?"):
+    with pytest.raises(
+        ConfigError, match=r"model\._target_ must be defined in torch\.nn, got Linaer; did you mean Linear\?"
+    ):
         locate("torch.nn.Linaer", "model._target_", "model")
 
 

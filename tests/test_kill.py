@@ -17,12 +17,13 @@ from dltrain.checkpoint import Checkpoints, verify
 
 # dropout, batch statistics, a schedule over all steps, an average, early stopping, two shards, and saves and
 # evaluations in the middle of epochs of 8 steps; it stops early at step 56 of 64, with the best evaluation at step 35
-WORDS = (
+SETTINGS = (
     "data=xor data.rows=3000 data.noise=0.5 data.split.valid=0.85 data.split.test=0.11 model.hidden=[8] "
     "model.dropout=0.2 model.norm=batch scheduler=onecycle scheduler.peak=3 optimizer.lr=0.1 ema=0.8 clip_norm=1 "
     "shards=2 batch_size=16 epochs=8 evaluate_every=7steps regularizer=[early_stopping] "
     "regularizer.early_stopping.patience=3 trainer.save_every=5steps trainer.threads=1 seed=3 name=run"
-).split()
+)
+WORDS = SETTINGS.split()
 KILLS, LEAST = 30, 5  # in all; inside a save, in data or start-up, in evaluation
 PLACES = ("start-up", "save", "evaluation")
 

@@ -199,8 +199,7 @@ def test_a_file_of_any_name(name: str) -> None:
     run = launch(*words)
     assert run.read("data.json")["source"] == name
     assert len(predict(run, name)) == 80
-    command(*words)  # as it is typed, under a name by hash
-    assert "is finished" in command(*words)
+    assert "is finished" in launch(*words, name=run.name).printed
 
 
 def test_a_file_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -585,7 +585,7 @@ def test_name_and_output_root_say_where(tmp_path: Path) -> None:
 
 def test_threads_are_those_asked_for() -> None:
     before = torch.get_num_threads()
-    assert [launch(*QUICK, f"trainer.threads={n}").result["threads"] for n in (2, 1)] == [2, 1]
+    assert [launch(*ROWS, f"trainer.threads={n}").result["threads"] for n in (2, 1)] == [2, 1]
     torch.set_num_threads(before)
 
 
