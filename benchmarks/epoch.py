@@ -212,9 +212,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_csv(Path(folder) / "rows.csv", ROWS + options.valid + TEST)
         print(f"torch {torch.__version__}, one thread; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        print(
-            f"{ROWS:,} training rows, {options.valid:,} for validation; {options.rounds} rounds of {options.epochs} epochs"
-        )
+        print(f"{ROWS:,} training rows, {options.valid:,} for validation; ", end="")
+        print(f"{options.rounds} rounds of {options.epochs} epochs")
         print(f"batch  exact  {'against':<10}  " + "  ".join(f"{clock:<19}" for clock in CLOCKS), flush=True)
         for batch_size in options.batch:
             print("\n".join(compare(batch_size, options, Path(folder))), flush=True)

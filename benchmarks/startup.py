@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--rounds 5]
 
-The first rows are commands that never import torch: help, lists, the composed config, and a mistake in it (exit code 2).
-Then a training run on digits, from Enter to its first line, to the first step (everything read, built and published),
-and to its end after one epoch; and Python with torch's optimizers and nothing else, which no training can undercut.
+First come commands that never import torch: help, lists, the composed config, and two mistakes in one (exit code 2).
+Then a training run on digits, from Enter to its first line, to where its first step begins (all is read, built and
+published), and to its end after one epoch. `python` and `torch alone`, which builds one optimizer, are the floor.
 
 How to read: `cpu` is user and system time of the process and what it waited for, the robust number; `wall` also
 has what other processes took from us. Files are in the page cache after the first, uncounted, round. The target is what

@@ -16,6 +16,7 @@ from dltrain.errors import ConfigError, nearest, show, whole
 from dltrain.settings import Every, Settings
 
 ROOT = tuple(setting.name for setting in fields(Settings))
+MUST = ("data", "model", "activation", "task", "loss", "optimizer", "scheduler", "trainer")  # groups of every run
 STEPS = "pipeline"  # the group whose option is a mapping of several components
 TRUSTED = ("dltrain.", "torch.nn.", "torch.optim.", "sklearn.")
 FORBIDDEN = ("_args_", "_partial_", "_recursive_", "_convert_")
@@ -57,10 +58,12 @@ RANGES = {  # by the setting's last word, or by its group and last word where th
     "regularizer.alpha": POSITIVE,
     "regularizer.weight": FROM_0,
     "regularizer.std": FROM_0,
+    "scheduler.step_size": FROM_1,
     "trainer.threads": FROM_1,
     "trainer.max_restarts": FROM_0,
     "split.valid": FROM_0,  # a fraction, or a count of rows
     "split.test": FROM_0,
+    "pipeline.n_components": Range("a count, a fraction of the variance or all", 0, open_low=True, also=("all",)),
     "task.threshold": Range("between 0 and 1, or auto", 0, 1, open_low=True, open_high=True, also=("auto",)),
 }
 
@@ -95,6 +98,8 @@ def problems(
     `closed` are settings that were typed as if they existed, and do not.
     """
     wrong = [text for group, option in choices.items() for text in not_options(group, option)]
+    gone = [group for group in MUST if group not in config]  # by a word such as ~optimizer
+    wrong += [f"{group} must be one of {', '.join(options(group))}, got none" for group in gone]
     if wrong:
         return wrong
     chosen = _options(choices)
@@ -269,6 +274,8 @@ class _Checker:
         if limits and isinstance(value, str) and value in limits.also:
             return value
         coerced, must = typed(value, default)
+        if path[0] == "optimizer" and isinstance(default, list) and isinstance(value, list):
+            must = must or (f"{len(default)} numbers" if len(value) != len(default) else "")  # torch unpacks them
         if must:
             self.found.types.append(f"{name} must be {must}, got {show(value)}")
         elif limits:
@@ -423,7 +430,9 @@ def _targets(config: Tree, trust: list[str], found: Found) -> None:
         for name, part in parts.items() if isinstance(parts, dict) else ():
             told = any(text.startswith(f"{group}.{name}") for text in found.keys)
             if not told and (not isinstance(part, dict) or "_target_" not in part):
-                found.targets.append(f"{group}.{name} must have a _target_, got {show(part)}")
+                owners = [option for option in options(group) if _has(group, option, (name,))]
+                needs = f"; it belongs to {group}={' or '.join(owners)}" if owners else ""
+                found.targets.append(f"{group}.{name} must have a _target_, got {show(part)}{needs}")
 
 
 def _trust(target: Any) -> str:

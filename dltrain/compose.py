@@ -263,7 +263,7 @@ def _parse(word: str) -> "Override | str":
     from hydra.errors import HydraException
 
     key, equals, value = word.partition("=")
-    if not equals and not word.startswith("~"):
+    if not key or (not equals and not word.startswith("~")):
         return f"{word} must be written as key=value"
     try:
         return OverridesParser.create().parse_override(word)

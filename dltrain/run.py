@@ -24,7 +24,7 @@ from typing import IO, Any
 import yaml
 
 from dltrain.data.content import content_hash
-from dltrain.errors import ConfigError, DiskError, RunInUse, nearest, show
+from dltrain.errors import ConfigError, DiskError, RunInUse, must, nearest, show
 from dltrain.settings import Settings
 
 FORMAT = 1
@@ -52,6 +52,7 @@ def _source_hash(module: str) -> str:
         found = None
     if found is None or not found.origin:
         raise ConfigError(f"trust must name modules that can be imported from here, got {module}")
+    must(found.has_location, "trust", "modules of your own, each a file", module)  # os is in the interpreter
     home = Path(found.origin)
     files = sorted(home.parent.rglob("*.py")) if home.name == "__init__.py" else [home]
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()

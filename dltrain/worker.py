@@ -105,7 +105,8 @@ def _finish(
         with contextlib.suppress(OSError, UserError):  # what ended the run is more important
             run.write("result.json", result)
             loggers.finish(result)
-            training.checkpoints.wait()
+            if isinstance(error, Exception):  # who interrupts twice does not wait
+                training.checkpoints.wait()
         raise
     run.write("result.json", result)
     loggers.finish(result)

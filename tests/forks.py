@@ -70,6 +70,25 @@ class Launch:
         return code, said
 
 
+# dropout, batch statistics, a schedule over all steps, an average, early stopping, two shards, and saves and
+# evaluations in the middle of epochs of 8 steps; it stops early at step 56 of 64, with the best evaluation at step 35
+SETTINGS = (
+    "data=xor data.rows=3000 data.noise=0.5 data.split.valid=0.85 data.split.test=0.11 model.hidden=[8] "
+    "model.dropout=0.2 model.norm=batch scheduler=onecycle scheduler.peak=3 optimizer.lr=0.1 ema=0.8 clip_norm=1 "
+    "shards=2 batch_size=16 epochs=8 evaluate_every=7steps regularizer=[early_stopping] "
+    "regularizer.early_stopping.patience=3 trainer.save_every=5steps trainer.threads=1 seed=3 name=run"
+)
+WORDS = SETTINGS.split()
+STOP_AT_50 = """
+import os, signal
+from dltrain.checkpoint import Checkpoints
+write = Checkpoints._write
+def killed(self, step, *rest):
+    write(self, step, *rest)
+    if step == 50:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints._write = killed
+"""
 CLOCK = ("time", "seconds", "recorded_seconds", "rows_per_second")  # what no two runs have in common
 
 

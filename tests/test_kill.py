@@ -6,34 +6,16 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import Launch, Server, outcome
+from forks import WORDS, Launch, Server, outcome
 
 from dltrain.checkpoint import Checkpoints, verify
 
-# dropout, batch statistics, a schedule over all steps, an average, early stopping, two shards, and saves and
-# evaluations in the middle of epochs of 8 steps; it stops early at step 56 of 64, with the best evaluation at step 35
-SETTINGS = (
-    "data=xor data.rows=3000 data.noise=0.5 data.split.valid=0.85 data.split.test=0.11 model.hidden=[8] "
-    "model.dropout=0.2 model.norm=batch scheduler=onecycle scheduler.peak=3 optimizer.lr=0.1 ema=0.8 clip_norm=1 "
-    "shards=2 batch_size=16 epochs=8 evaluate_every=7steps regularizer=[early_stopping] "
-    "regularizer.early_stopping.patience=3 trainer.save_every=5steps trainer.threads=1 seed=3 name=run"
-)
-WORDS = SETTINGS.split()
 KILLS, LEAST = 30, 5  # in all; inside a save, in data or start-up, in evaluation
 PLACES = ("start-up", "save", "evaluation")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    code, said = server.run(WORDS, folder)
-    assert code == 0, said
-    return outcome(folder / "outputs" / "run")
 
 
 def test_the_run_uses_all_that_is_saved(undisturbed: dict[str, Any]) -> None:
@@ -125,16 +107,6 @@ def readable(run: Path) -> None:
         json.loads(path.read_text())
 
 
-STOP_AT_50 = """
-import os, signal
-from dltrain.checkpoint import Checkpoints
-write = Checkpoints._write
-def killed(self, step, *rest):
-    write(self, step, *rest)
-    if step == 50:
-        os.kill(os.getpid(), signal.SIGKILL)
-Checkpoints._write = killed
-"""
 FORGET = """
 from dltrain.checkpoint import Checkpoints
 newest = Checkpoints.newest
@@ -166,14 +138,6 @@ PIECES = {
 }
 
 
-@pytest.fixture(scope="module")
-def killed_at_50(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    code, said = server.run(WORDS, folder, STOP_AT_50)
-    assert code == -signal.SIGKILL, said
-    return folder
-
-
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_forgotten_piece_is_noticed(
     piece: str, server: Server, undisturbed: dict[str, Any], killed_at_50: Path, tmp_path: Path
@@ -184,129 +148,3 @@ def test_a_forgotten_piece_is_noticed(
     code, said = server.run(WORDS, folder, FORGET.format(PIECES[piece]))
     assert code == 0, said
     assert (outcome(folder / "outputs" / "run") == undisturbed) == (piece == "nothing")
-
-
-def step(folder: Path, number: int = 50) -> Path:
-    return folder / f"outputs/run/checkpoints/step-{number:08d}"
-
-
-def change(name: str, **entries: Any) -> Callable[[Path], None]:
-    """Overwrite entries of a checkpoint's JSON file."""
-
-    def changed(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-    return changed
-
-
-def flipped(name: str) -> Callable[[Path], None]:
-    """Flip one bit in the middle of a file."""
-
-    def flip(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[len(content) // 2] ^= 1
-        (folder / name).write_bytes(content)
-
-    return flip
-
-
-def cut(folder: Path) -> None:
-    path = folder / "optim.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def escaping(folder: Path) -> None:
-    """A manifest that names a file outside, with its true size and hash."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    shutil.copy(folder / "state.json", folder.parent / "state.json")
-    manifest["files"]["../state.json"] = manifest["files"].pop("state.json")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def linked(folder: Path) -> None:
-    (folder / "state.json").rename(folder.parent / "state.json")
-    (folder / "state.json").symlink_to(folder.parent / "state.json")
-
-
-def without(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "flipped weights": (flipped("model.safetensors"), "model.safetensors does not have the content its manifest says"),
-    "flipped moments": (flipped("optim.safetensors"), "optim.safetensors does not have the content its manifest says"),
-    "flipped state": (flipped("state.json"), "state.json does not have the content its manifest says"),
-    "cut short": (cut, "bytes, its manifest says"),
-    "a file missing": (without("ema.safetensors"), "ema.safetensors is missing"),
-    "no manifest": (without("manifest.json"), "manifest.json cannot be read (FileNotFoundError)"),
-    "a manifest of zeros": (
-        lambda folder: (folder / "manifest.json").write_bytes(bytes(500)) and None,
-        "manifest.json cannot be read (JSONDecodeError)",
-    ),
-    "a manifest that is not text": (
-        lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\xfd") and None,
-        "manifest.json cannot be read (UnicodeDecodeError)",
-    ),
-    "a manifest of a list": (change("manifest.json", files=["model.safetensors"]), "manifest.json cannot be read"),
-    "a manifest of another step": (change("manifest.json", step=49), "manifest.json is of step 49"),
-    "a name that leads outside": (escaping, "../state.json is missing"),
-    "a link": (linked, "state.json is missing"),
-    "files that are not listed": (change("manifest.json", files={}), "manifest.json does not list"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_rejected_with_a_reason(
-    damage: str, server: Server, undisturbed: dict[str, Any], killed_at_50: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(killed_at_50, tmp_path / "copy")
-    make, reason = DAMAGE[damage]
-    make(step(folder))
-    code, said = server.run(WORDS, folder)
-    assert code == 0, said
-    assert "checkpoint step-00000050 was rejected" in " ".join(said.split())
-    assert reason in " ".join(said.split())
-    assert "step 45" in said, "it falls back to the one before"
-    assert outcome(folder / "outputs" / "run") == undisturbed
-
-
-def test_all_damaged_starts_over(
-    server: Server, undisturbed: dict[str, Any], killed_at_50: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(killed_at_50, tmp_path / "copy")
-    steps = sorted((folder / "outputs/run/checkpoints").glob("step-*"))
-    assert len(steps) == 4, "the last three and the best"
-    for path in steps:
-        flipped("model.safetensors")(path)
-    code, said = server.run(WORDS, folder)
-    assert code == 0, said
-    assert said.count("was rejected") == 4
-    assert "continuing" not in said
-    assert "no checkpoint can be read; training starts over" in " ".join(said.split())
-    assert outcome(folder / "outputs" / "run") == undisturbed
-
-
-def test_a_damaged_best_checkpoint_gives_the_last_weights(
-    server: Server, undisturbed: dict[str, Any], killed_at_50: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(killed_at_50, tmp_path / "copy")
-    flipped("ema.safetensors")(step(folder, 35))
-    code, said = server.run(WORDS, folder)
-    assert code == 0, said
-    assert "the best checkpoint, step-00000035, was rejected" in " ".join(said.split())
-    assert "the last weights are used instead" in " ".join(said.split())
-    found = outcome(folder / "outputs" / "run")
-    last = {name: value for name, value in found.items() if "ema.safetensors: network.head.weight" in name}
-    assert found["model/model.safetensors: network.head.weight"] == next(iter(last.values()))
-    assert undisturbed["model/model.safetensors: network.head.weight"] != next(iter(last.values()))
-    assert found["result"]["best_epoch"] == found["result"]["epochs"]
-
-
-def test_a_checkpoint_of_a_newer_dltrain_is_left_alone(server: Server, killed_at_50: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(killed_at_50, tmp_path / "copy")
-    change("manifest.json", format=2)(step(folder))
-    code, said = server.run(WORDS, folder)
-    assert code == 2
-    assert "step-00000050 must be of format 1 or older, got 2; update dltrain" in said
-    assert step(folder).is_dir()

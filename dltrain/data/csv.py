@@ -7,7 +7,7 @@ from dltrain.data import split as splits
 from dltrain.data.files import File
 from dltrain.data.rows import Data
 from dltrain.data.table import Table, count_of, names, shape_of
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, must
 
 
 class CSV:
@@ -36,6 +36,7 @@ class CSV:
     ) -> None:
         if path is None:
             raise ConfigError("data.path must be a file, got null")
+        must(not isinstance(weight, list | tuple), "data.weight", "one column", weight)
         self.paths: dict[str, str | None] = {"path": path, "valid_path": valid_path, "test_path": test_path}
         self.reading: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
         self.rows = count_of("data.rows", rows, 2)

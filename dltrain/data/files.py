@@ -130,6 +130,8 @@ class File:
                 self._scan_rows()
         except (gzip.BadGzipFile, EOFError) as error:
             raise DataError(f"{self.name}: the gzip file is damaged or cut short") from error
+        except UnicodeError as error:
+            raise DataError(f"{self.name}: the file is not {self.encoding} (data.encoding)") from error
 
     def _pieces(self, rows: int, types: dict[str, str], wanted: list[str], start: int) -> Iterator[pd.DataFrame]:
         """Pieces from row `start` (a multiple of `rows`) on. Rows are not lines, so those before are parsed again."""
@@ -187,7 +189,10 @@ class File:
         """The first lines as text."""
         with self.open() as stream:
             text = io.TextIOWrapper(stream, encoding=bom_aware(self.encoding), errors="replace", newline="")
-            return [line for _, line in zip(range(50), text, strict=False)]
+            try:
+                return [line for _, line in zip(range(50), text, strict=False)]
+            except UnicodeError as error:  # without its byte order mark, UTF-16 is not even replaced
+                raise DataError(f"{self.name}: the file is not {self.encoding} (data.encoding)") from error
 
     def _header(self, sample: list[str]) -> list[str]:
         reader = csv.reader(sample, delimiter=self.delimiter, skipinitialspace=True)

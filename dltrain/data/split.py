@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dltrain.errors import ConfigError, DataError, nearest
+from dltrain.errors import ConfigError, DataError, must, nearest
 
 KINDS = ("auto", "random", "stratified", "time", "group")
 
@@ -38,6 +38,7 @@ class Split:
                 )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ConfigError(f"data.split.seed must be a whole number of at least 0, got {self.seed}")
+        must(not isinstance(self.by, list | tuple), "data.split.by", "one column", self.by)
         if self.kind == "group" and self.by is None:
             raise ConfigError("data.split.by must be the column of the groups for data.split.kind=group, got null")
         if self.by is not None and self.kind not in ("time", "group"):
