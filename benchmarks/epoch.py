@@ -1,6 +1,6 @@
 """One training epoch of dltrain against the same epoch written by hand: ratios of time, below 1 is faster.
 
-    python benchmarks/epoch.py [--batch 128 1024] [--rounds 9] [--epochs 2] [--valid 1000]
+    python benchmarks/epoch.py [--batch 128 1024] [--rounds 15] [--epochs 1] [--valid 1000]
 
 An MLP 40-256-256-10 on 60,000 rows of numbers and 10 classes, float32, one thread. All contestants live in one process,
 read the same tensors and take turns in a random order, so that whatever else the machine does hits them alike.
@@ -205,8 +205,8 @@ def shares(ours: Ours, times: list[list[float]], options: argparse.Namespace) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="batch sizes")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of a turn")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of a turn")
     parser.add_argument("--valid", type=int, default=1000, help="validation rows of ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dltrain.build import Builder, locate
-from dltrain.checkpoint import Damaged, save_tensors, verify, write_manifest
+from dltrain.checkpoint import Damaged, save_tensors, sync, verify, write_manifest
 from dltrain.errors import ConfigError, DataError, UserError
 from dltrain.evaluate import chunk_size
 from dltrain.tasks.task import Task
@@ -161,4 +161,5 @@ def save(folder: Path, config: Mapping[str, Any], task: Task, preparation: Any) 
     files = write_manifest(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+    sync(folder.parent)
     return str(files["model.safetensors"]["sha256"])

@@ -31,8 +31,8 @@ def pack(task: nn.Module, players: Mapping[str, Player]) -> tuple[Tensors, State
     tensors: Tensors = {"model": dict(task.state_dict()), "optim": {}, "ema": {}}
     state: State = {"players": {}}
     for name, player in players.items():
-        names = [key for key, p in player.network.named_parameters() if p.requires_grad]
         packed = player.optimizer.state_dict()
+        names = _numbered(packed)
         plain: dict[str, dict[str, Any]] = {}
         for index, values in packed["state"].items():
             for key, value in values.items():
@@ -66,8 +66,7 @@ def _unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, st
     task.load_state_dict(tensors["model"])
     for name, player in players.items():
         saved = state["players"][name]
-        number = {key: i for i, (key, p) in enumerate(player.network.named_parameters()) if p.requires_grad}
-        index = {key: i for i, key in enumerate(sorted(number, key=lambda key: number[key]))}
+        index = {key: number for number, key in _numbered(player.optimizer.state_dict()).items()}
         values: dict[int, dict[str, Any]] = {index[key]: dict(plain) for key, plain in saved["plain"].items()}
         for key, value in tensors.get("optim", {}).items():
             owner, parameter, entry = key.split("|")
@@ -77,6 +76,15 @@ def _unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, st
         player.scheduler.load_state_dict(saved["scheduler"])
         for key, average in player.average.items():
             average.copy_(tensors["ema"][f"{name}.{key}"])
+
+
+def _numbered(packed: Mapping[str, Any]) -> dict[int, str]:
+    """The names of an optimizer's parameters by their numbers in its state."""
+    return {
+        i: name
+        for group in packed["param_groups"]
+        for i, name in zip(group["params"], group["param_names"], strict=True)
+    }
 
 
 class Checkpoints:
@@ -119,15 +127,8 @@ class Checkpoints:
                 save_tensors(group, part / f"{file}.safetensors")
             point("save-state")
             (part / "state.json").write_text(json.dumps(state, allow_nan=True))
-            files = {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(part.iterdir())
-            }
-            for path in part.iterdir():
-                sync(path)
             point("save-manifest")
-            (part / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}))
-            sync(part / "manifest.json")
-            sync(part)
+            write_manifest(part, step=step)
             point("rename")
             part.rename(final)
             sync(self.folder)
@@ -235,11 +236,14 @@ def verify(folder: Path, step: int | None = None) -> list[str]:
 
 
 def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:
-    """Write the manifest of all files in a folder, and return their sizes and hashes."""
+    """Force all files of a folder to disk, and their manifest last; returns their sizes and hashes."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    for path in folder.iterdir():
+        sync(path)
     path = folder / "manifest.json"
     path.write_text(json.dumps({"format": FORMAT, **more, "files": files}, indent=2))
     sync(path)
+    sync(folder)
     return files
 
 
@@ -267,8 +271,9 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f".tmp-{path.name}")
+    part = path.with_name(f".{path.name}.part")  # not `.tmp-`: those are folders
     part.write_text(text, encoding="utf-8")
     sync(part)
+    point(f"write-{path.name}")
     part.replace(path)
     sync(path.parent)

@@ -98,7 +98,7 @@ def problems(
     `closed` are settings that were typed as if they existed, and do not.
     """
     wrong = [text for group, option in choices.items() for text in not_options(group, option)]
-    gone = [group for group in MUST if group not in config]  # by a word such as ~optimizer
+    gone = [group for group in MUST if group not in config or group not in choices]  # by a word such as ~optimizer
     wrong += [f"{group} must be one of {', '.join(options(group))}, got none" for group in gone]
     if wrong:
         return wrong

@@ -218,7 +218,9 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
         values: list[str] = []
         if override.is_discrete_sweep():
             values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            number *= max(len(values), 1)
+            if not values:
+                raise ConfigError(f"{word} must have a value to sweep over, got none")
+            number *= len(values)
         swept[place] = values if override.is_choice_sweep() else [*values[:1], *values[1:][-1:]]
     first = [swept[place][:1] if place in swept else [word] for place, word in enumerate(rest)]
     lists = [first]

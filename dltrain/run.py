@@ -310,6 +310,8 @@ def _same(run: Run, new: Config, what: Config, name: str) -> None:
         key: value for key, value in config.items() if key not in (*ELSEWHERE, "format", "hash", "choices", *WHERE)
     }
     after = {key: value for key, value in new.items() if key in before}
+    for side in (before, after):  # where a file is does not matter
+        side["data"] = {key: value for key, value in side["data"].items() if not key.endswith("path")}
     changed = list(differences(before, after)) or [("the content of data.path", "another", "changed")]
     shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

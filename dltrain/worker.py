@@ -77,6 +77,8 @@ def work(run: Run, name: str, config: Config, terminal: Terminal) -> Config:
             terminal.warn(text)
         point("restore")
         restored = training.restore()
+        if training.position.epoch > settings.epochs:
+            raise ConfigError(f"epochs must be at least the {training.position.epoch} done, got {settings.epochs}")
         recorded = restored["threads"] if restored else None
         threads = trainer.set_threads(_multiply_adds(training), recorded)
         if recorded not in (None, threads):

@@ -434,3 +434,14 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1....")
     with pytest.raises(DataError, match=r"^x.parquet: not a whole Parquet file$"):
         CSV(str(tmp_path / "x.parquet"), "price").load()
+
+
+@pytest.mark.parametrize("last", ["9999-12-31", "0001-01-01", "2262-04-12"])
+def test_dates_of_any_year(last: str, tmp_path: Path) -> None:
+    path = tmp_path / "houses.csv"
+    path.write_text(table(day=lambda i: last if i % 3 == 0 else f"2024-01-{1 + i % 28:02d}"))
+    data = CSV(str(path), "price").load()
+    days = next(column for column in data.description["columns"] if column["name"] == "day")
+    assert days["kind"] == "date"
+    assert f"{last} 00:00:00" in (days["min"], days["max"])
+    assert bool(data.train["features"].isfinite().all())

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from dltrain.checks import typed
-from dltrain.errors import show
 from dltrain.choices import configs_dir, describe, groups, options
 from dltrain.commands import commands
 from dltrain.compose import checked, chosen, compose, composed, literals, trials
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, show
 from dltrain.settings import Settings
 
 TOY = """\

@@ -48,6 +48,34 @@ def test_thirty_kills(server: Server, undisturbed: dict[str, Any], tmp_path: Pat
     print(f"{launches} launches, {killed.total()} kills in {finished} runs: {dict(killed)}")
 
 
+EVERYWHERE = (
+    *("data", "build", "restore", "publish", "train", "save", "save-model", "save-optim", "save-ema", "save-state"),
+    *(
+        "save-manifest",
+        "rename",
+        "renamed",
+        "write-best",
+        "prune",
+        "saved",
+        "evaluate",
+        "evaluated",
+        "conclude",
+        "best",
+    ),
+)
+
+
+def test_a_kill_at_every_named_place(server: Server, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """One run, killed again and again, each time at the first place of another kind."""
+    for place in EVERYWHERE:
+        code, said = server.run(WORDS, tmp_path, FAULT=f"{place}:kill")
+        assert code == -signal.SIGKILL, f"{place}: {said}"
+        readable(tmp_path / "outputs" / "run")
+    code, said = server.run(WORDS, tmp_path)
+    assert code == 0, said
+    assert outcome(tmp_path / "outputs" / "run") == undisturbed
+
+
 def disturbed(server: Server, folder: Path, chance: random.Random, killed: Counter[str]) -> tuple[bool, str]:
     """Launch and kill at a random moment, mostly of the kind that was hit least; whether it ended first, and where."""
     phases = folder / "phases"

@@ -277,7 +277,7 @@ def test_init_default_is_torchs_draw():
     [
         (MLP, {"hidden": 256}, f"model.hidden must be {SIZES}, got 256"),
         (MLP, {"hidden": [256, 0]}, f"model.hidden must be {SIZES}, got [256, 0]"),
-        (MLP, {"hidden": [True]}, f"model.hidden must be {SIZES}, got [True]"),
+        (MLP, {"hidden": [True]}, f"model.hidden must be {SIZES}, got [true]"),
         (MLP, {"dropout": 2}, "model.dropout must be in [0, 1), got 2"),
         (MLP, {"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0"),
         (MLP, {"dropout": None}, "model.dropout must be in [0, 1), got null"),

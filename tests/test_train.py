@@ -248,6 +248,7 @@ def test_bfloat16_runs_and_differs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what the compiler imports
 def test_compiled_networks_train_alike() -> None:
     plain, compiled = (launch(*SMALL, "epochs=3", f"trainer.compile={c}") for c in ("false", "true"))
     assert compiled.result["compile"]

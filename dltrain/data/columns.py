@@ -151,8 +151,8 @@ def parse_dates(words: Iterable[str | None], form: str) -> pd.Series:
 
 def elapsed(times: pd.Series) -> np.ndarray:
     """(rows,) float64 days since 1970."""
-    nanoseconds = times.dt.tz_localize(None).astype("datetime64[ns]").to_numpy()
-    return np.where(np.isnat(nanoseconds), np.nan, nanoseconds.astype(np.int64) / 86_400e9)
+    moments = times.dt.tz_localize(None).astype("datetime64[us]").to_numpy()  # nanoseconds end in 2262, 9999 is in use
+    return np.where(np.isnat(moments), np.nan, moments.astype(np.int64) / 86_400e6)
 
 
 def example(form: str) -> str:

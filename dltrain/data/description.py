@@ -51,7 +51,8 @@ def statistics(series: pd.Series, column: Column) -> dict[str, Any]:
             found |= {name: value for name, value in moments.items() if np.isfinite(value)}
         if column.kind == "date":
             for name in {"min", "median", "max"} & set(found):
-                found[name] = str(pd.Timestamp(found[name], unit="D").round("s"))
+                moment = np.datetime64(round(found[name] * 86_400), "s")  # of any year
+                found[name] = str(moment).replace("T", " ")
             found.pop("mean", None)
             found["form"] = column.form
         return found

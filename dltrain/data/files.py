@@ -39,6 +39,8 @@ class File:
         self.stdin: IO[bytes] | None = None
         if path == "-":
             self.name = "standard input"
+            if sys.stdin is None:  # closed by the shell
+                raise DataError("standard input: it is closed")
             self.stdin = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
             shutil.copyfileobj(sys.stdin.buffer, self.stdin)
             self.stdin.flush()  # it is read again by its number

@@ -3,13 +3,14 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import log2, prod
+from math import log2
 from typing import Any
 
 from torch import Tensor, nn
 
 from dltrain.errors import ConfigError, whole
 from dltrain.models.checks import check, dropout_rate, flag, sizes
+from dltrain.models.head import Head
 from dltrain.models.init import initialise
 from dltrain.models.norms import normalise
 
@@ -40,7 +41,7 @@ class CNN(nn.Module):
         init: str = "default",
     ) -> None:
         super().__init__()
-        self.shape_in, self.shape_out = as_map(shape_in), tuple(shape_out)
+        self.shape_in = as_map(shape_in)
         space = self.shape_in[1:]
         widths = [self.shape_in[0], *sizes("channels", channels, fewest=1)]
         check(whole(kernel, 1) and kernel % 2 == 1, "kernel", "an odd whole number of at least 1", kernel)
@@ -55,12 +56,12 @@ class CNN(nn.Module):
             )
         )
         self.dropout = nn.Dropout(dropout_rate(dropout))
-        self.head = nn.Linear(widths[-1], prod(shape_out))
+        self.head = Head(widths[-1], shape_out)
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
         maps = self.stages(features.unflatten(1, self.shape_in) if features.ndim == 2 else features)
-        return self.head(self.dropout(maps.flatten(2).mean(2))).reshape(len(features), *self.shape_out)
+        return self.head(self.dropout(maps.flatten(2).mean(2)))
 
 
 def plain_stage(

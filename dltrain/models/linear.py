@@ -5,6 +5,7 @@ from math import prod
 from torch import Tensor, nn
 
 from dltrain.models.checks import flag
+from dltrain.models.head import Head
 from dltrain.models.init import initialise
 
 
@@ -15,9 +16,8 @@ class Linear(nn.Module):
         self, shape_in: tuple[int, ...], shape_out: tuple[int, ...], bias: bool = True, init: str = "default"
     ) -> None:
         super().__init__()
-        self.shape_out = tuple(shape_out)
-        self.head = nn.Linear(prod(shape_in), prod(shape_out), bias=flag("bias", bias))
+        self.head = Head(prod(shape_in), shape_out, bias=flag("bias", bias))
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.head(features.flatten(1)).reshape(len(features), *self.shape_out)
+        return self.head(features.flatten(1))

@@ -8,6 +8,7 @@ from math import prod
 from torch import Tensor, nn
 
 from dltrain.models.checks import dropout_rate, sizes
+from dltrain.models.head import Head
 from dltrain.models.init import initialise
 from dltrain.models.norms import normalise
 
@@ -29,15 +30,14 @@ class MLP(nn.Module):
         init: str = "default",
     ) -> None:
         super().__init__()
-        self.shape_out = tuple(shape_out)
         widths = [prod(shape_in), *sizes("hidden", hidden)]
         rate = dropout_rate(dropout)
         self.blocks = nn.Sequential(*(block(n_in, n_out, activation, rate, norm) for n_in, n_out in pairwise(widths)))
-        self.head = nn.Linear(widths[-1], prod(shape_out))
+        self.head = Head(widths[-1], shape_out)
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.head(self.blocks(features.flatten(1))).reshape(len(features), *self.shape_out)
+        return self.head(self.blocks(features.flatten(1)))
 
 
 def block(

@@ -7,6 +7,7 @@ from math import prod
 from torch import Tensor, nn
 
 from dltrain.models.checks import count, dropout_rate
+from dltrain.models.head import Head
 from dltrain.models.init import initialise
 from dltrain.models.norms import normalise
 
@@ -44,7 +45,6 @@ class ResMLP(nn.Module):
         init: str = "default",
     ) -> None:
         super().__init__()
-        self.shape_out = tuple(shape_out)
         count("width", width)
         rate = dropout_rate(dropout)
         self.stem = nn.Linear(prod(shape_in), width)
@@ -52,11 +52,11 @@ class ResMLP(nn.Module):
             ResidualBlock(width, activation, rate, norm) for _ in range(count("depth", depth, least=0))
         )
         self.last = nn.Sequential(OrderedDict(normalise(norm, width) | {"activation": activation()}))
-        self.head = nn.Linear(width, prod(shape_out))
+        self.head = Head(width, shape_out)
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.stem(features.flatten(1))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.last(x)).reshape(len(features), *self.shape_out)
+        return self.head(self.last(x))
