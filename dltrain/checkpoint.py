@@ -95,7 +95,6 @@ class Checkpoints:
         self.before_save: Callable[[], None] = lambda: None  # what must be on disk before a checkpoint is published
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future | None = None
-        self.verified: int | None = None  # the newest step known to be readable
         self.saved: int | None = None
 
     def save(self, step: int, tensors: Tensors, state: State, best: int | None) -> None:
@@ -133,7 +132,6 @@ class Checkpoints:
             part.rename(final)
             sync(self.folder)
             point("renamed")
-        self.verified = step
         if best is not None:
             write_text(self.folder / "best", f"step-{best:08d}\n")
         self._prune()
