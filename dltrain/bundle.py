@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dltrain.build import Builder, locate
 from dltrain.checkpoint import Damaged, save_tensors, sync, verify, write_manifest
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PARTS = ("task", "model", "activation", "loss")
+SMALL = 2**20  # numbers that any network may have
 
 
 class Model:
@@ -44,13 +47,25 @@ class Model:
                 prepared = preparation.load(folder, described["preparation"])
                 builder = Builder({part: described["parts"][part] for part in PARTS}, trust)
             # what a module of the user's own raises keeps its traceback
-            with _undamaged("model.json") if not trust else nullcontext():
+            with _no_larger(folder / "model.safetensors") if not trust else nullcontext():
                 task = make_task(builder, prepared)
             with _undamaged("model.safetensors"):
                 task.load_state_dict(load_file(folder / "model.safetensors"))
+            model = cls(task, prepared)
+            if not trust:
+                with _undamaged("model.json"):
+                    model._prove()
         except Damaged as error:
             raise ConfigError(f"run must have an undamaged model, got {folder.parent.name}: {error}") from error
-        return cls(task, prepared)
+        return model
+
+    def _prove(self) -> None:
+        """Predict a row of missing cells: whether what the files say fits together shows here, not in the middle."""
+        with warnings.catch_warnings(), suppress(UserError):  # such cells may be refused, in words
+            warnings.simplefilter("ignore")
+            frame = self.preparation.blank()
+            self.predict(frame)
+            self.preparation.targets(frame, "model.json")
 
     @torch.no_grad()
     def outputs(self, features: Tensor) -> Tensor:
@@ -118,6 +133,7 @@ def _described(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{others[0]} is not in its manifest")
     with _undamaged("model.json"):
         described: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        json.dumps(described, ensure_ascii=False).encode()  # half a character can be read and never written
         newer = described["format"] > FORMAT
     if newer:
         raise ConfigError(f"model.json must be of format {FORMAT} or older, got {described['format']}; update dltrain")
@@ -129,11 +145,30 @@ def _undamaged(name: str) -> Iterator[None]:
     """Turn whatever a file's content makes fail into Damaged: a stranger's file may say anything, hashes and all."""
     try:
         yield
-    except UserError:
+    except (UserError, Damaged):
         raise
     except Exception as error:
         first = " ".join(str(error).split()) or "no reason given"
         raise Damaged(f"{name} does not hold what it must ({type(error).__name__}: {first[:200]})") from error
+
+
+@contextmanager
+def _no_larger(weights: Path) -> Iterator[None]:
+    """As `_undamaged`, and refuse a large network of more numbers than its weights' file has bytes: it fills memory."""
+    left = max(weights.stat().st_size, SMALL)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= parameter.numel() if parameter is not None else 0
+        if left < 0:
+            raise Damaged(f"{weights.name} is too small for the network of model.json")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with _undamaged("model.json"):
+            yield
+    finally:
+        hook.remove()
 
 
 def make_task(builder: Builder, preparation: Any) -> Task:
@@ -147,14 +182,13 @@ def make_task(builder: Builder, preparation: Any) -> Task:
     return task
 
 
-def save(folder: Path, config: Mapping[str, Any], task: Task, preparation: Any) -> str:
+def save(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], preparation: Any) -> str:
     """Write the bundle so that it is there whole or not at all; returns the SHA-256 of its weights."""
     part = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     prepared = preparation.save(part)
-    weights = {key: value.cpu().contiguous() for key, value in task.state_dict().items()}
-    save_tensors(weights, part / "model.safetensors")
+    save_tensors({key: value.cpu().contiguous() for key, value in weights.items()}, part / "model.safetensors")
     described = {"format": FORMAT, "parts": {key: config[key] for key in PARTS}, "preparation": prepared}
     described["choices"] = config["choices"]
     (part / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dltrain.distributed import Single
 from dltrain.errors import ConfigError, DiskError
 from dltrain.faults import point
 from dltrain.player import Player
@@ -26,35 +27,47 @@ Tensors = dict[str, dict[str, Tensor]]
 State = dict[str, Any]
 
 
-def pack(task: nn.Module, players: Mapping[str, Player]) -> tuple[Tensors, State]:
-    """Copies of all tensors by file, and the rest as JSON: weights, buffers, optimizers, schedulers, averages."""
-    tensors: Tensors = {"model": dict(task.state_dict()), "optim": {}, "ema": {}}
+def pack(task: nn.Module, players: Mapping[str, Player], trainer: Single) -> tuple[Tensors, State]:
+    """Copies of all tensors by file, and the rest as JSON: weights, buffers, optimizers, schedulers, averages.
+
+    Tensors are whole, so every rank must call; those but rank 0 are left with empty hands.
+    """
+    spread: dict[str, dict[str, tuple[Tensor, Tensor]]] = {
+        "model": {},
+        "optim": {},
+        "ema": {},
+    }  # a part, and spread how
+    spread["model"] = {key: (trainer.local(value), value) for key, value in task.state_dict().items()}
     state: State = {"players": {}}
     for name, player in players.items():
         packed = player.optimizer.state_dict()
-        names = _numbered(packed)
+        names, like = _numbered(packed), dict(player.network.named_parameters())
         plain: dict[str, dict[str, Any]] = {}
         for index, values in packed["state"].items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
-                    tensors["optim"][f"{name}|{names[index]}|{key}"] = value
+                    spread["optim"][f"{name}|{names[index]}|{key}"] = value, like[names[index]]
                 else:
                     plain.setdefault(names[index], {})[key] = value
         schedule = {key: value for key, value in player.scheduler.state_dict().items() if not callable(value)}
         state["players"][name] = {"groups": packed["param_groups"], "plain": plain, "scheduler": schedule}
-        tensors["ema"] |= {f"{name}.{key}": value for key, value in player.average.items()}
-    copies = {
-        file: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
-        for file, group in tensors.items()
-        if group
-    }
-    return copies, state
+        weights = player.network.state_dict()
+        spread["ema"] |= {f"{name}.{key}": (value, weights[key]) for key, value in player.average.items()}
+    tensors: Tensors = {file: {} for file, group in spread.items() if group}
+    for file in tensors:
+        for key, (part, like_whom) in spread[file].items():
+            whole = trainer.whole(part, like_whom)
+            if trainer.rank == 0:
+                tensors[file][key] = whole.detach().to("cpu", copy=True).contiguous()
+    return tensors, state
 
 
-def unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, state: State) -> None:
+def unpack(task: nn.Module, players: Mapping[str, Player], trainer: Single, tensors: Tensors, state: State) -> None:
     """Put a packed state back; raises ConfigError if it is not of these networks and optimizers, hashes and all."""
     try:
-        _unpack(task, players, tensors, state)
+        load(task, trainer, tensors["model"])
+        for name, player in players.items():
+            _unpack(name, player, trainer, tensors, state["players"][name])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -62,20 +75,26 @@ def unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, sta
         ) from error
 
 
-def _unpack(task: nn.Module, players: Mapping[str, Player], tensors: Tensors, state: State) -> None:
-    task.load_state_dict(tensors["model"])
-    for name, player in players.items():
-        saved = state["players"][name]
-        index = {key: number for number, key in _numbered(player.optimizer.state_dict()).items()}
-        values: dict[int, dict[str, Any]] = {index[key]: dict(plain) for key, plain in saved["plain"].items()}
-        for key, value in tensors.get("optim", {}).items():
-            owner, parameter, entry = key.split("|")
-            if owner == name:
-                values.setdefault(index[parameter], {})[entry] = value
-        player.optimizer.load_state_dict({"state": values, "param_groups": saved["groups"]})
-        player.scheduler.load_state_dict(saved["scheduler"])
-        for key, average in player.average.items():
-            average.copy_(tensors["ema"][f"{name}.{key}"])
+def load(task: nn.Module, trainer: Single, tensors: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a task, spread as its own are."""
+    own = task.state_dict()
+    task.load_state_dict({key: trainer.spread(t, own[key]) if key in own else t for key, t in tensors.items()})
+
+
+def _unpack(name: str, player: Player, trainer: Single, tensors: Tensors, saved: State) -> None:
+    index = {key: number for number, key in _numbered(player.optimizer.state_dict()).items()}
+    values: dict[int, dict[str, Any]] = {index[key]: dict(plain) for key, plain in saved["plain"].items()}
+    like = dict(player.network.named_parameters())
+    for key, value in tensors.get("optim", {}).items():
+        owner, parameter, entry = key.split("|")
+        if owner == name:
+            part = trainer.local(trainer.spread(value, like[parameter]))
+            values.setdefault(index[parameter], {})[entry] = part
+    player.optimizer.load_state_dict({"state": values, "param_groups": saved["groups"]})
+    player.scheduler.load_state_dict(saved["scheduler"])
+    weights = player.network.state_dict()
+    for key, average in player.average.items():
+        average.copy_(trainer.local(trainer.spread(tensors["ema"][f"{name}.{key}"], weights[key])))
 
 
 def _numbered(packed: Mapping[str, Any]) -> dict[int, str]:
@@ -90,8 +109,8 @@ def _numbered(packed: Mapping[str, Any]) -> dict[int, str]:
 class Checkpoints:
     """The checkpoints of a run: written by one thread in the background, read newest first."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 3) -> None:
-        self.folder, self.warn, self.keep = folder, warn, keep
+    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 3, writes: bool = True) -> None:
+        self.folder, self.warn, self.keep, self.writes = folder, warn, keep, writes
         self.before_save: Callable[[], None] = lambda: None  # what must be on disk before a checkpoint is published
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future | None = None
@@ -100,7 +119,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Tensors, state: State, best: int | None) -> None:
         """Write a checkpoint in the background; errors of the one before it surface here."""
         self.wait()
-        if step == self.saved:
+        if step == self.saved or not self.writes:
             return
         self.saved = step
         self.before_save()
@@ -189,7 +208,7 @@ class Checkpoints:
             raise Damaged(f"{type(error).__name__}: {error}") from None
         return tensors, state
 
-    def load_weights(self, step: int, task: nn.Module) -> bool:
+    def load_weights(self, step: int, task: nn.Module, trainer: Single) -> bool:
         """Load a checkpoint's weights, averaged ones where they are kept; False, with a warning, if it is damaged."""
         try:
             tensors, _ = self.read(step)
@@ -198,7 +217,7 @@ class Checkpoints:
                 f"the best checkpoint, step-{step:08d}, was rejected ({error}); the last weights are used instead"
             )
             return False
-        task.load_state_dict(tensors["model"] | tensors.get("ema", {}))
+        load(task, trainer, tensors["model"] | tensors.get("ema", {}))
         return True
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dltrain.commands import commands
-from dltrain.errors import ConfigError, DiskError, UserError, nearest
+from dltrain.errors import ConfigError, DiskError, Failed, UserError, nearest
 
 DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal
@@ -19,7 +19,25 @@ def main() -> None:
     """Run the process's command line and exit with its code."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append("")  # so that trust=[mynets] finds ./mynets.py; last, so that ./random.py hides nothing
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]) if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else rank(sys.argv[1:]))
+
+
+def rank(words: list[str]) -> int:
+    """As `run`, in one of several processes that torchrun or SLURM may have started: rank 0 reads the words."""
+    from dltrain import launch
+
+    if not launch.external():
+        return run(words)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launch.die_with(os.getppid())
+    if launch.follows():
+        code = launch.follow()
+    else:
+        code = run(words)
+        launch.end(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # what is left of a process group may abort a process that ends as usual
 
 
 def run(words: list[str]) -> int:
@@ -28,6 +46,12 @@ def run(words: list[str]) -> int:
         code = dispatch(words)
         sys.stdout.flush()
         return code
+    except Failed as error:
+        from dltrain.report.terminal import failure
+
+        sys.stdout.flush()
+        failure(str(error), error.log, error.command)
+        return error.exit_code
     except UserError as error:
         return _tell(str(error), error.exit_code)
     except BrokenPipeError:  # the reader has gone, as in `dltrain list models | head -1`

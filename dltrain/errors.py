@@ -48,6 +48,22 @@ class NonFinite(UserError):
     exit_code = 76
 
 
+class Elsewhere(UserError):
+    """What another process of this run has said already, with its exit code."""
+
+    def __init__(self, exit_code: int, text: str = "") -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Failed(Elsewhere):
+    """A rank failed for good: its exit code, the last lines of its log, the command that goes on from there."""
+
+    def __init__(self, exit_code: int, text: str, log: list[str], command: str) -> None:
+        super().__init__(exit_code, text)
+        self.log, self.command = log, command
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The tail of a sentence about an unknown word: the nearest right one, and all of them.
 

@@ -23,22 +23,34 @@ def chunk_size(features: Tensor) -> int:
 def assess(
     task: Task, players: Mapping[str, Player], rows: Mapping[str, Tensor], trainer: Single
 ) -> tuple[dict[str, float], Tensor]:
-    """Mean loss by player, and all predictions on the CPU in the order of the rows; with averaged weights if kept."""
-    sums: dict[str, Tensor] = {}
+    """Mean loss by player, and all predictions on the CPU in the order of the rows; with averaged weights if kept.
+
+    Of several ranks each passes over a share of the rows; rank 0 has the whole of it, the others what is their own.
+    """
+    names: list[str] = []
+    sums: list[Tensor] = []
     parts: list[Tensor] = []
+    n_rows, size = len(rows["features"]), chunk_size(rows["features"])
     task.eval()
     with ExitStack() as stack:
         for player in players.values():
             stack.enter_context(player.averaged())
-        for start, end in trainer.chunks(len(rows["features"]), chunk_size(rows["features"])):
+        for start, end in trainer.chunks(n_rows, size):
             with trainer.autocast():
                 moves, predictions = task.assess({key: v[start:end].to(trainer.device) for key, v in rows.items()})
-            for name, total, count in moves:
-                pair = torch.stack([total.cpu().double(), torch.as_tensor(count, dtype=torch.float64).cpu()])
-                sums[name] = sums.get(name, 0) + pair
+            names = [name for name, _, _ in moves]
+            pairs = [
+                torch.stack([total.cpu().double(), torch.as_tensor(count).cpu().double()]) for _, total, count in moves
+            ]
+            sums.append(torch.stack(pairs).unsqueeze(0))
             parts.append(predictions.cpu())
     task.train()
-    return {name: float(total / count) for name, (total, count) in sums.items()}, trainer.gather(parts)
+    n_chunks = -(-n_rows // size)
+    losses = torch.zeros(len(names), 2, dtype=torch.float64)
+    for chunk in trainer.gather(sums, n_chunks, 1):
+        losses += chunk
+    means = {name: float(total / count) for name, (total, count) in zip(names, losses, strict=True)}
+    return means, trainer.gather(parts, n_rows, size)
 
 
 def named(split: str, losses: Mapping[str, float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """One network and what moves it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from dltrain.distributed import Single
 from dltrain.errors import NonFinite
 from dltrain.regularizers import Regularizer
 
@@ -77,15 +78,18 @@ class Player:
         regularizers: Sequence[Regularizer],
         clip_norm: float | None,
         ema: float | None,
+        trainer: Single,
+        pieces: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         self.name, self.network, self.optimizer, self.scheduler = name, network, optimizer, scheduler
-        self.every_step, self.clip_norm, self.decay = every_step, clip_norm, ema
+        self.trainer, self.every_step, self.clip_norm, self.decay = trainer, every_step, clip_norm, ema
         self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.pieces = pieces  # parameters that are spread over ranks, and what the optimizer moves of each
         self.penalties = [
             r.penalty for r in regularizers if not r.reads_activations and type(r).penalty is not Regularizer.penalty
         ]
         self.constraints = [r.constrain for r in regularizers if type(r).constrain is not Regularizer.constrain]
-        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if ema is not None else {}
+        self.average = {k: v.clone() for k, v in self.held().items()} if ema is not None else {}
         fused = optimizer.param_groups[0].get("fused") and getattr(optimizer, "_step_supports_amp_scaling", False)
         on_cpu = all(p.device.type == "cpu" for p in self.parameters)  # where reading the flag waits for nothing
         self.conditional = bool(fused) and not on_cpu
@@ -103,13 +107,16 @@ class Player:
 
     def step(self, total: Tensor, count: Tensor | float, finite: Finite) -> None:
         """Turn summed gradients into their mean and move: penalties, clipping, optimizer, constraints, average."""
-        finite.divide([*self.gradients(), total], count)
+        finite.divide([*map(self.trainer.local, self.gradients()), total], count)
+        self.trainer.agree_finite(finite.flag)
         for penalty in self.penalties:
             extra = penalty(self.network, [])
             if extra is not None:
                 extra.backward()
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            self.trainer.clip(self.parameters, self.clip_norm)
+        for parameter, piece in self.pieces:
+            piece.grad = None if parameter.grad is None else self.trainer.local(parameter.grad)
         if self.conditional:
             self.optimizer.found_inf = finite.flag  # type: ignore[attr-defined]  # how torch's GradScaler hands it over
             self.optimizer.step()
@@ -125,11 +132,15 @@ class Player:
             self._update_average()
         finite.stepped()
 
+    def held(self) -> dict[str, Tensor]:
+        """What this rank holds of all weights and buffers, by name, in the same memory."""
+        return {key: self.trainer.local(value).detach() for key, value in self.network.state_dict().items()}
+
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the exponential moving average of the weights (https://arxiv.org/abs/1803.05407 and older)."""
         assert self.decay is not None
-        for key, value in self.network.state_dict().items():
+        for key, value in self.held().items():
             if value.is_floating_point():
                 self.average[key].lerp_(value, 1 - self.decay)
             else:
@@ -141,22 +152,27 @@ class Player:
         if self.decay is None:
             yield
             return
-        own = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
-        self.network.load_state_dict(self.average)
+        own = {key: value.clone() for key, value in self.held().items()}
+        self.use_average()
         try:
             yield
         finally:
-            self.network.load_state_dict(own)
+            self._hold(own)
+
+    def use_average(self) -> None:
+        """Put the averaged weights in place for good, if they are kept."""
+        if self.decay is not None:
+            self._hold(self.average)
+
+    @torch.no_grad()
+    def _hold(self, values: Mapping[str, Tensor]) -> None:
+        for key, held in self.held().items():
+            held.copy_(values[key])
 
     def end_epoch(self) -> None:
         """Move a scheduler that counts epochs."""
         if not self.every_step and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-
-    def use_average(self) -> None:
-        """Put the averaged weights in place for good, if they are kept."""
-        if self.decay is not None:
-            self.network.load_state_dict(self.average)
 
     def evaluated(self, value: float | None) -> None:
         """Tell a scheduler that waits for a plateau the monitored value."""

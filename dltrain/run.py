@@ -134,6 +134,13 @@ class Run:
         """Write a JSON file so that it is there whole or not at all."""
         write_whole(self.folder / name, json.dumps({"format": FORMAT, **content}, indent=2, ensure_ascii=False) + "\n")
 
+    def record(self, config: Config) -> None:
+        """Keep config.yaml what workers shall read: a run may go on in another place, with its data moved."""
+        recorded = self.config()
+        new = {**recorded, **config, "format": recorded["format"], "hash": recorded["hash"]}
+        if new != recorded:
+            write_yaml(self.folder / "config.yaml", new)
+
     def publish(self, name: str) -> None:
         """Give a new run its name, now that all of it was checked."""
         if self.folder.name != name:

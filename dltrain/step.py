@@ -1,14 +1,17 @@
 """One training step: every player moves once, on the sum over the shards of a global batch."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dltrain.distributed import ShardSum, Single
+from dltrain.distributed import Single
+from dltrain.faults import point
 from dltrain.order import noise_seed, shard_bounds
 from dltrain.player import Finite, Player
 from dltrain.regularizers import Regularizer
+from dltrain.sums import BatchSums, own
 from dltrain.tasks.task import Move, Task
 
 Rows = Mapping[str, Tensor]
@@ -26,10 +29,10 @@ class Step:
         activation: type[nn.Module],
         seed: int,
         shards: int,
-        exact: bool,
     ) -> None:
         self.task, self.players, self.trainer = task, players, trainer
-        self.seed, self.shards, self.exact = seed, shards, exact
+        self.seed, self.shards = seed, shards
+        self.kind = torch.float32 if trainer.device.type == "mps" else torch.float64  # of sums; mps has no float64
         self.row_parts = [part for part in regularizers if type(part).rows is not Regularizer.rows]
         self.readers = [part for part in regularizers if part.reads_activations]
         self.draws = task.draws or any(part.draws for part in regularizers) or any(map(_drops, task.modules()))
@@ -54,9 +57,8 @@ class Step:
             yield 0, n_rows, batch
             return
         bounds = shard_bounds(n_rows, self.shards, self.least)
-        for shard in self.trainer.owned(self.shards):
-            start, end = bounds[shard]
-            yield shard, end - start, {key: values[start:end] for key, values in batch.items()}
+        for shard, rows, start, end in own(bounds, self.trainer.owned(self.shards)):
+            yield shard, rows, {key: values[start:end] for key, values in batch.items()}
 
     def _moves(self, shard: Rows) -> Iterator[Move]:
         """The losses of one shard, with what regularizers make of its rows and activations."""
@@ -71,34 +73,35 @@ class Step:
 
     def _move(self, shards: list[tuple[int, int, Iterator[Move]]], step: int, move: int) -> bool:
         """Let the next player move; False if there is none."""
-        summed: ShardSum | None = None
-        for shard, rows, moves in shards:
-            if not rows:
-                continue
+        sums = BatchSums(self.task.children(), self.kind) if self.shards > 1 else None
+        for number, (shard, rows, moves) in enumerate(shards, 1):
             if self.draws:
                 self.trainer.seed(noise_seed(self.seed, step, move, shard))
-            if summed is None:
-                summed = ShardSum(self.task, self.shards, self.exact)
+            self.trainer.begin(last=number == len(shards))
             with self.trainer.autocast():
                 made = next(moves, None)
             if made is None:
                 return False
             name, total, count = made
             player = self.players[name]
-            if not summed.rows:
+            if number == 1:
                 player.zero_grad()
-            (total if self.finite.scale is None else total * self.finite.scale).backward()
-            summed.add(player.parameters, total, count, rows)
-        assert summed is not None, "a batch has at least one row"
-        whole, over = summed.close(player.parameters)
-        self._count(player.name, whole, over)
+            if not rows:  # it only stands in
+                total, count = total * 0, 0
+            if point("backward"):
+                total = total * math.nan
+            self.trainer.backward(total if self.finite.scale is None else total * self.finite.scale, player.parameters)
+            if sums is not None:
+                sums.add(total, count, rows)
+        self.trainer.close(player.parameters)
+        whole, over = (total.detach().float(), count) if sums is None else sums.close(self.trainer.across)
+        self._count(name, whole, over)
         player.step(whole, over, self.finite)
         return True
 
     def _count(self, name: str, total: Tensor, count: Tensor | float) -> None:
         if name not in self.losses:
-            kind = torch.float32 if self.trainer.device.type == "mps" else torch.float64
-            self.losses[name] = [torch.zeros((), dtype=kind, device=self.trainer.device), 0.0]
+            self.losses[name] = [torch.zeros((), dtype=self.kind, device=self.trainer.device), 0.0]
         sums = self.losses[name]
         sums[0] += total
         sums[1] += count

@@ -7,12 +7,11 @@ stands in `after_step`, in the order in which it happens: evaluate and record, s
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dltrain.checkpoint import Checkpoints, pack, unpack
+from dltrain.checkpoint import Checkpoints, State, pack, unpack
 from dltrain.distributed import Single
 from dltrain.errors import Stopped
 from dltrain.evaluate import assess, named
@@ -71,6 +70,8 @@ class Training:
         self.bounds = batch_bounds(self.n_rows, batch_size, step.least)
         self.position = Position()
         self.started = self.next_save = time.monotonic()
+        self.talked, self.next_talk = (0, self.started), 0  # step and time of the last agreement, step of the next
+        self.last_step: int | None = None  # to stop at, for whoever wants no more than the beginning
         # who is told: a record and whether it is the best; a step and its loss; whether to stop
         self.report: Callable[[Record, bool], None] = lambda record, improved: None
         self.tick: Callable[[int, Callable[[], float]], None] = lambda step, loss: None
@@ -81,7 +82,8 @@ class Training:
         position = self.position
         self.started = time.monotonic() - position.seconds
         self.next_save = time.monotonic() + self.trainer.save_every.number
-        while position.epoch < self.settings.epochs and not position.stopped_early:
+        self.talked, self.next_talk = (position.step, time.monotonic()), position.step
+        while position.epoch < self.settings.epochs and not position.stopped_early and position.step != self.last_step:
             self.train_epoch()
         self.save()
         self.checkpoints.wait()
@@ -95,6 +97,7 @@ class Training:
         batches = {key: values.index_select(0, order).split(sizes) for key, values in self.train_rows.items()}
         self.task.train()
         for number, n_rows in enumerate(sizes):
+            point("batch")
             self.step({key: pieces[number] for key, pieces in batches.items()}, n_rows, position.step)
             position.batch += 1
             position.step += 1
@@ -104,7 +107,7 @@ class Training:
                 for player in self.players.values():
                     player.end_epoch()
             self.after_step(ended=position.batch == 0)
-            if position.stopped_early:
+            if position.stopped_early or position.step == self.last_step:
                 return
 
     def after_step(self, ended: bool) -> None:
@@ -114,8 +117,8 @@ class Training:
         evaluated = self._due(self.evaluate_every, ended) or (ended and position.epoch == self.settings.epochs)
         if evaluated or ended:
             improved = self.record(evaluated)
-        stop = self.trainer.any(self.stop())
-        if improved or stop or self._due(self.trainer.save_every, ended):
+        stop, due = self._agreed(ended)
+        if improved or stop or due or self._due(self.trainer.save_every, ended):
             self.save()
         if stop:
             self.checkpoints.wait()
@@ -124,9 +127,18 @@ class Training:
     def _due(self, every: Every, ended: bool) -> bool:
         if every.unit == "epochs":
             return ended and self.position.epoch % every.number == 0
-        if every.unit == "steps":
-            return self.position.step % every.number == 0
-        return self.trainer.any(time.monotonic() >= self.next_save)
+        return every.unit == "steps" and self.position.step % every.number == 0
+
+    def _agreed(self, ended: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether it is time to save: what ranks must agree on, asked about 20 times a second."""
+        step, now = self.position.step, time.monotonic()
+        if step < self.next_talk and not ended:
+            return False, False
+        late = self.trainer.save_every.unit == "s" and now >= self.next_save
+        pace = (now - self.talked[1]) / max(1, step - self.talked[0])
+        stop, due, pace = self.trainer.agree([float(self.stop()), float(late), pace])
+        self.next_talk, self.talked = step + max(1, min(1000, int(0.05 / max(pace, 1e-9)))), (step, now)
+        return bool(stop), bool(due)
 
     def _running_loss(self) -> float:
         return sum(self.step.mean_losses().values())
@@ -155,9 +167,10 @@ class Training:
         """Losses and metrics of rows that are not trained on."""
         point("evaluate")
         losses, predictions = assess(self.task, self.players, rows, self.trainer)
-        metrics = self.task.metrics(predictions, {key: values.cpu() for key, values in rows.items()})
+        truth = {key: values.cpu() for key, values in rows.items()}
+        metrics = self.trainer.tell(lambda: named("", losses) | self.task.metrics(predictions, truth))
         point("evaluated")
-        return named("", losses) | metrics
+        return metrics
 
     def judge(self, value: float | None) -> bool:
         """Compare the monitored metric with the best so far; move a plateau scheduler; ask early stopping."""
@@ -177,19 +190,20 @@ class Training:
         self.step.finite.check(position.step)
         position.seconds = time.monotonic() - self.started
         position.losses = {name: [float(v) for v in sums] for name, sums in self.step.losses.items()}
-        tensors, state = pack(self.task, self.players)
+        tensors, state = pack(self.task, self.players, self.trainer)
         state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
-        state["scaler"] = self.step.finite.state()
+        state |= {"processes": self.trainer.world_size, "scaler": self.step.finite.state()}
         self.checkpoints.save(position.step, tensors, state, position.best_step)
         self.next_save = time.monotonic() + self.trainer.save_every.number
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self) -> State | None:
         """Take up the newest checkpoint that verifies and return its state; None if there is none."""
-        found = self.checkpoints.newest()
-        if found is None:
+        found = self.checkpoints.newest() if self.trainer.rank == 0 else None
+        step = self.trainer.tell(lambda: found and found[1]["position"]["step"])
+        if step is None:
             return None
-        tensors, state = found
-        unpack(self.task, self.players, tensors, state)
+        tensors, state = found or self.checkpoints.read(step)
+        unpack(self.task, self.players, self.trainer, tensors, state)
         self.position = Position(**state["position"])
         self.step.load_losses(self.position.losses)
         self.step.finite.load(state["scaler"])
@@ -199,9 +213,10 @@ class Training:
         """Load the weights of the best evaluation (averaged, if an average is kept); False if they cannot be read."""
         best = self.position.best_step
         self.checkpoints.wait()
+        self.trainer.barrier()  # rank 0 writes them
         for player in self.players.values():
             player.use_average()
         if best is None or best == self.position.step:
             return True
         point("best")
-        return self.checkpoints.load_weights(best, self.task)
+        return self.checkpoints.load_weights(best, self.task, self.trainer)

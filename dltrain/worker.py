@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Callable
 from dataclasses import fields
 from types import FrameType
 from typing import Any
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dltrain import bundle
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
+from dltrain.data import stored
 from dltrain.data.rows import Data, Rows
 from dltrain.distributed import Single
 from dltrain.errors import ConfigError, Stopped, UserError
@@ -53,39 +55,44 @@ class Signals:
             raise Stopped("stopped before training began; nothing was lost")
 
 
-def work(run: Run, name: str, config: Config, terminal: Terminal) -> Config:
-    """Train a run in this process and return its result; its folder gets `name` once everything was built."""
+def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int | None = None) -> Config:
+    """Train a run as one rank and return its result; its folder gets `name` once everything was built."""
     settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
     builder = Builder(config, tuple(settings.trust))
     builder.handed |= {"exact": settings.exact, "precision": settings.precision}
     with Signals() as signals, builder.part("trainer")() as trainer:
         point("data")
         builder.handed["pipeline"] = builder.parts("pipeline")
-        data: Data = builder.part("data")().load()
+        load: Callable[[], Data] = builder.part("data")().load
+        data = trainer.share(load, stored.store, stored.mapped, run.folder / ".rows")
         terminal.data(data.description)
         for warning in data.warnings:
             terminal.warn(warning)
         point("build")
-        loggers = Loggers([JSONL(), *(make() for make in builder.parts("logger").values())], terminal.warn)
+        made = [JSONL(), *(make() for make in builder.parts("logger").values())] if trainer.rank == 0 else []
+        loggers = Loggers(made, terminal.warn)
         trainer.seed(settings.seed)
         task = bundle.make_task(builder, data.preparation)
         for network in task.children():
             terminal.network(network, data.preparation.shape_in)
-        checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn)
+        checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
         training = assemble(settings, builder, trainer, data, task, checkpoints)
+        training.last_step = last_step
         for text in _unused(builder, run.words()):
             terminal.warn(text)
         point("restore")
         restored = training.restore()
         if training.position.epoch > settings.epochs:
             raise ConfigError(f"epochs must be at least the {training.position.epoch} done, got {settings.epochs}")
-        recorded = restored["threads"] if restored else None
-        threads = trainer.set_threads(_multiply_adds(training), recorded)
+        same = restored and restored.get("processes", 1) == trainer.world_size
+        recorded = restored["threads"] if restored and same else None
+        threads = trainer.set_threads(_multiply_adds(training) // trainer.world_size, recorded)
         if recorded not in (None, threads):
             terminal.warn(f"trainer.threads was {recorded} so far and is {threads} now: the last bits may differ")
         _publish(run, name, data, training, loggers)
         result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
         result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
+        result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
         loggers.start(run.folder, config, training.position.step)
         _listen(training, terminal, loggers, signals)
         return _finish(run, config, training, data, loggers, terminal, result)
@@ -95,6 +102,7 @@ def _finish(
     run: Run, config: Config, training: Training, data: Data, loggers: Loggers, terminal: Terminal, result: Config
 ) -> Config:
     """Train to the end, and say in result.json how it came, whatever the end is."""
+    leads = training.trainer.rank == 0
     try:
         point("train")
         training.train()
@@ -105,12 +113,16 @@ def _finish(
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         result |= {"status": status, "epochs": training.position.epoch, "reason": str(error) or type(error).__name__}
         with contextlib.suppress(OSError, UserError):  # what ended the run is more important
-            run.write("result.json", result)
+            if leads:
+                run.write("result.json", result)
             loggers.finish(result)
             if isinstance(error, Exception):  # who interrupts twice does not wait
                 training.checkpoints.wait()
+        if isinstance(error, Stopped):
+            training.trainer.barrier()  # no rank goes before rank 0 has saved
         raise
-    run.write("result.json", result)
+    if leads:
+        run.write("result.json", result)
     loggers.finish(result)
     point("finished")
     return result
@@ -129,29 +141,40 @@ def assemble(
     task.to(trainer.device)
     activation = type(builder.part("activation")())
     players: dict[str, Player] = {}
-    step = Step(task, players, trainer, regularizers, activation, settings.seed, shards, settings.exact)
+    step = Step(task, players, trainer, regularizers, activation, settings.seed, shards)
     training = Training(settings, trainer, task, players, rows, step, stopping, checkpoints)
     builder.handed["mode"] = training.direction
     steps = len(training.bounds) * settings.epochs
     for name, network in task.named_children():
-        players[name] = _player(name, network, builder, settings, regularizers, steps)
+        players[name] = _player(name, network, builder, settings, regularizers, steps, trainer)
     if step.least > 1 and min(end - start for start, end in training.bounds) < step.least:
         raise ConfigError(f"batch_size must be at least 2 with batch normalisation, got {settings.batch_size}")
     return training
 
 
 def _player(
-    name: str, network: nn.Module, builder: Builder, settings: Settings, regularizers: list[Regularizer], steps: int
+    name: str,
+    network: nn.Module,
+    builder: Builder,
+    settings: Settings,
+    regularizers: list[Regularizer],
+    steps: int,
+    trainer: Single,
 ) -> Player:
     """A network with an optimizer and a scheduler of its own."""
     counts = dict.fromkeys(("total_steps", "T_max"), steps)  # what schedulers call the number of steps
     learnt = [(key, parameter) for key, parameter in network.named_parameters() if parameter.requires_grad]
+    held = [(key, trainer.local(parameter)) for key, parameter in learnt]
+    pieces = [(whole, piece) for (_, whole), (_, piece) in zip(learnt, held, strict=True) if whole is not piece]
     # fused kernels round the tail of a tensor differently, and a sharded tensor has other tails
-    optimizer = builder.part("optimizer")(learnt, fused=None if settings.exact else True)
+    optimizer = builder.part("optimizer")(held, fused=None if settings.exact else True)
+    trainer.check(optimizer)
     scheduler: LRScheduler = builder.part("scheduler")(optimizer, **counts)
     every_step = any(builder.accepts("scheduler", word) for word in counts)
     mine = [r for r in regularizers if r.players is None or name in r.players]
-    return Player(name, network, optimizer, scheduler, every_step, mine, settings.clip_norm, settings.ema)
+    return Player(
+        name, network, optimizer, scheduler, every_step, mine, settings.clip_norm, settings.ema, trainer, pieces
+    )
 
 
 def _regularizers(builder: Builder) -> list[Regularizer]:
@@ -183,9 +206,12 @@ def _unused(builder: Builder, words: list[str]) -> list[str]:
 def _publish(run: Run, name: str, data: Data, training: Training, loggers: Loggers) -> None:
     """Everything was built: give the folder its name, and say that the run is under way."""
     point("publish")
-    run.write("data.json", data.description)
-    run.write("result.json", {"status": "running", "epochs": training.position.epoch})
-    run.publish(name)
+    if training.trainer.rank == 0:
+        run.write("data.json", data.description)
+        run.write("result.json", {"status": "running", "epochs": training.position.epoch})
+        run.publish(name)
+    training.trainer.barrier()
+    run.folder = run.folder.with_name(name)
     training.checkpoints.folder = run.folder / "checkpoints"
     training.checkpoints.before_save = loggers.sync
 
@@ -214,11 +240,8 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
         player.decay = None  # the averaged weights are in place
     scores: dict[str, dict[str, float]] = {}
     for split, rows in (("valid", data.valid), ("test", data.test)):
-        losses, predictions = assess(task, training.players, rows, trainer) if len(rows["target"]) else ({}, None)
-        if predictions is not None and split == "valid":
-            task.conclude(predictions, rows)
-        scores[split] = named("", losses) | (task.metrics(predictions, rows) if predictions is not None else {})
-    weights = bundle.save(run.folder / "model", config, task, data.preparation)
+        scores[split] = _scores(task, training, rows, tunes=split == "valid") if len(rows["target"]) else {}
+    weights = {key: trainer.whole(trainer.local(value), value) for key, value in task.state_dict().items()}
     return {
         "status": "finished",
         "epochs": position.epoch,
@@ -228,5 +251,17 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
         **scores,
         "rows_per_second": round(position.rows / max(position.seconds, 1e-9), 1),
         "seconds": round(position.seconds, 3),
-        "weights_sha256": weights,
+        "weights_sha256": trainer.tell(lambda: bundle.save(run.folder / "model", config, weights, data.preparation)),
     }
+
+
+def _scores(task: Task, training: Training, rows: Rows, tunes: bool) -> dict[str, float]:
+    """Losses and metrics of a split, after the task has set what it sets by validation rows."""
+    losses, predictions = assess(task, training.players, rows, training.trainer)
+
+    def scored() -> dict[str, float]:
+        if tunes:
+            task.conclude(predictions, rows)
+        return named("", losses) | task.metrics(predictions, rows)
+
+    return training.trainer.tell(scored)

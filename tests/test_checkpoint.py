@@ -12,6 +12,7 @@ from forks import WORDS, Server, outcome
 from torch import nn
 
 from dltrain.checkpoint import Checkpoints, pack, unpack, verify
+from dltrain.distributed import Single
 from dltrain.player import Finite, Player
 
 
@@ -177,6 +178,7 @@ def test_what_the_system_says_of_a_file_that_does_not_fit(server: Server, tmp_pa
     assert code == 0, said
 
 
+SINGLE = Single("cpu")
 OPTIMIZERS = {
     "AdamW": {},
     "SGD": {"momentum": 0.9},
@@ -195,7 +197,7 @@ def player(optimizer: str, seed: int) -> tuple[nn.Module, Player]:
     network[0].bias.requires_grad_(False)  # numbers of parameters and of states differ
     made = getattr(torch.optim, optimizer)(network.named_parameters(), lr=0.01, **OPTIMIZERS[optimizer])
     schedule = torch.optim.lr_scheduler.StepLR(made, 2, 0.5)
-    return task, Player("network", network, made, schedule, True, [], None, 0.9)
+    return task, Player("network", network, made, schedule, True, [], None, 0.9, SINGLE)
 
 
 def steps(task: nn.Module, moved: Player, numbers: range) -> None:
@@ -212,13 +214,13 @@ def test_packed_through_files_and_unpacked(optimizer: str, tmp_path: Path) -> No
     task, moved = player(optimizer, 0)
     steps(task, moved, range(3))
     checkpoints = Checkpoints(tmp_path / "checkpoints", pytest.fail)
-    checkpoints.save(3, *pack(task, {"network": moved}), None)
+    checkpoints.save(3, *pack(task, {"network": moved}, SINGLE), None)
     steps(task, moved, range(3, 6))
     checkpoints.wait()
     other, again = player(optimizer, 1)
-    unpack(other, {"network": again}, *checkpoints.read(3))
+    unpack(other, {"network": again}, SINGLE, *checkpoints.read(3))
     steps(other, again, range(3, 6))
-    found, expected = (pack(t, {"network": p}) for t, p in ((other, again), (task, moved)))
+    found, expected = (pack(t, {"network": p}, SINGLE) for t, p in ((other, again), (task, moved)))
     assert json.dumps(found[1]) == json.dumps(expected[1])
     assert found[0].keys() == expected[0].keys() >= {"model", "ema"}
     for file, group in expected[0].items():
@@ -229,7 +231,7 @@ def test_packed_through_files_and_unpacked(optimizer: str, tmp_path: Path) -> No
 def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:
     """Training goes on while it is written."""
     task, moved = player("AdamW", 0)
-    tensors, _ = pack(task, {"network": moved})
+    tensors, _ = pack(task, {"network": moved}, SINGLE)
     before = {name: value.clone() for name, value in tensors["model"].items()}
     steps(task, moved, range(2))
     assert all(torch.equal(value, tensors["model"][name]) for name, value in before.items())
@@ -248,7 +250,7 @@ def test_the_last_three_and_their_bests_are_kept(bests: list[int | None], kept: 
     task, moved = player("AdamW", 0)
     checkpoints = Checkpoints(tmp_path / "checkpoints", pytest.fail)
     for number, best in enumerate(bests, start=1):
-        checkpoints.save(number, *pack(task, {"network": moved}), best)
+        checkpoints.save(number, *pack(task, {"network": moved}, SINGLE), best)
     checkpoints.wait()
     assert checkpoints.steps() == kept
     assert bests[-1] is None or (checkpoints.folder / "best").read_text() == f"step-{bests[-1]:08d}\n"

@@ -7,6 +7,7 @@ from dltrain.commands import parse_known
 from dltrain.commands.train import go
 from dltrain.compose import compose
 from dltrain.errors import ConfigError, DataError
+from dltrain.launch import processes
 from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
 
 
@@ -28,6 +29,7 @@ def run(words: list[str]) -> int:
         raise DataError(f"{config['data'].get('path')}: has changed since run {found.name} was started")
     new = _overridden(found, config, overrides)
     if new["epochs"] == config["epochs"]:
+        processes(new)
         with locked(found):
             go(found, found.name, new)
     else:
@@ -63,7 +65,7 @@ def _extend(found: Run, new: Config, overrides: list[str]) -> None:
     if new["epochs"] <= done:
         raise ConfigError(f"epochs must be more than the {done} of run {found.name}, got {new['epochs']}")
     beside = {"name": None, "output_root": str(found.folder.parent)}
-    with opened({**new, **beside}, [*found.words(), *overrides]) as (run, name, config):
+    with opened({**new, **beside}, [*found.words(), *overrides], processes(new)) as (run, name, config):
         if run.folder.name != name:  # it has not been started before
             with locked(found):  # its checkpoints come and go while another process trains it
                 _copy(found, run)

@@ -1,12 +1,13 @@
 """Train a run: start it, continue it, or show it if it is finished."""
 
+from dltrain.launch import processes, start
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run, opened
 
 
 def train(config: Config, words: list[str]) -> int:
     """Train the run of a composed config; returns 0, and raises what ended it otherwise."""
-    with opened(config, words) as (run, name, resolved):
+    with opened(config, words, processes(config)) as (run, name, resolved):
         go(run, name, resolved)
     return 0
 
@@ -19,9 +20,8 @@ def go(run: Run, name: str, config: Config) -> None:
         return
     choices = config["choices"]
     terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
-    from dltrain.worker import work  # torch, scikit-learn and pandas: after the first words are on the screen
-
-    result = work(run, name, config, terminal)
+    run.record(config)
+    result = start(run, name, config, terminal)  # torch, scikit-learn and pandas: the first words are on the screen
     terminal.finish(result, str(run.folder), predict_command(run))
 
 

@@ -71,6 +71,12 @@ class Preparation:
             )
         return torch.from_numpy(single).reshape(len(single), *self.shape_in)
 
+    def blank(self) -> pd.DataFrame:
+        """One row whose features are missing, and whose target is one that training could have met."""
+        words = self.target.labels or (self.target.classes or ("1",),) * len(self.target.names)
+        targets = {name: word[0] for name, word in zip(self.target.names, words, strict=True)}
+        return pd.DataFrame(dict.fromkeys([*self.id_columns, *self.columns], "") | targets, index=[0])
+
     def has_target(self, frame: pd.DataFrame) -> bool:
         """True if the frame has every target column."""
         return all(name in frame.columns for name in self.target.names)
@@ -119,6 +125,9 @@ class Preparation:
         """What `save` wrote; executes nothing of the folder's."""
         parts = pipeline.load(Path(folder) / FILE)
         columns = [Column(**column) for column in state["columns"]]
+        named = [*(column.name for column in columns), *state["id_columns"], state["weight"] or ""]
+        if not all(isinstance(name, str) for name in named):
+            raise ValueError("a column must be named by text")
         return cls(
             Encoding(columns, parts["blocks"]),
             {name: parts["steps"][name] for name in state["steps"]},

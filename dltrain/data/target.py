@@ -75,6 +75,9 @@ class Target:
             key: tuple(value) if isinstance(value, list) else value for key, value in state.items()
         }
         fields["labels"] = tuple(tuple(pair) for pair in state.get("labels", ()))
+        words = [*fields["names"], *fields.get("classes", ()), *(word for pair in fields["labels"] for word in pair)]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("a target must be named, and its classes, by text")
         return cls(**fields)
 
     def _standardised(self, values: np.ndarray, place: Place) -> np.ndarray:

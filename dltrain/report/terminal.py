@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.panel import Panel
 from rich.text import Text
 
 from dltrain.report.description import kind, many, source, splits_line, target_line, values
@@ -189,6 +190,16 @@ class Terminal:
         cells = [[shown(cell) for cell in row] for row in [header, *rows]]
         for k, line in enumerate(aligned(cells, right, width)):
             self._line(Text(line, style="" if k else "bold"))
+
+
+def failure(text: str, log: list[str], command: str) -> None:
+    """Say on standard error what failed, with the last lines of its log and the command that goes on from there."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    lines = [text, *(["", *log] if log else []), "", f"continue with  {command}"]
+    if console.is_terminal:
+        console.print(Panel(Text(shown("\n".join(lines))), title="training failed", border_style="red"))
+    else:
+        print("\n".join(f"dltrain: {line}".rstrip() for line in lines), file=sys.stderr)
 
 
 def _console() -> Console:
