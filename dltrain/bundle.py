@@ -119,9 +119,15 @@ class Model:
 
     def predict_file(self, source: str, rows: int = 65536) -> "Iterator[pd.DataFrame]":
         """Predictions for a file (or `-`, standard input), a chunk at a time in the order of its rows."""
+        name = "standard input" if source == "-" else Path(source).name
+        for frame, first in self.frames(source, rows):
+            yield self.predict(frame, name, first)
+
+    def frames(self, source: str, rows: int = 65536) -> "Iterator[tuple[pd.DataFrame, int]]":
+        """A file's rows, a chunk at a time, each with the number of its first row."""
         first = 0
         for frame in self.preparation.read(source, rows):
-            yield self.predict(frame, "standard input" if source == "-" else Path(source).name, first)
+            yield frame, first
             first += len(frame)
 
 

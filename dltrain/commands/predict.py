@@ -1,10 +1,20 @@
 """Apply a finished run to a new file: one row of predictions a row, in the order of the file."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dltrain.commands import check_out, parse, written
 from dltrain.errors import must
+from dltrain.launch import external, together
 from dltrain.run import find
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dltrain.distributed.single import Single
 
 
 @dataclass
@@ -24,15 +34,34 @@ def run(words: list[str]) -> int:
     options = parse(words, Options)
     must(options.rows > 0, "rows", "at least 1", options.rows)
     check_out(options.out, options.input)
+    must(options.input != "-" or not external(), "input", "a file where several processes read it", options.input)
     bundle = find(options.run, options.output_root).bundle
-    from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
-
-    model = Model.load(bundle, tuple(options.trust))
-    done = 0
-    with written(options.out) as out:
-        for frame in model.predict_file(options.input, options.rows):
-            frame.to_csv(out, index=False, header=not done)
-            done += len(frame)
-    if options.out != "-":
+    with together(["predict", *words]) as ranks:
+        done = _predict(options, bundle, ranks)
+    if options.out != "-" and ranks.rank == 0:
         print(f"wrote {options.out} ({done:,} rows)")
     return 0
+
+
+def _predict(options: Options, bundle: Path, ranks: "Single") -> int:
+    """Write the predictions, on rank 0, whichever rank made them; returns the number of rows."""
+    from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
+
+    model, done = Model.load(bundle, tuple(options.trust)), 0
+
+    def chunks() -> "Iterator[tuple[pd.DataFrame, int]]":
+        nonlocal done
+        for frame, done in model.frames(options.input, options.rows):
+            yield frame, done
+            done += len(frame)
+
+    def lines(chunk: "tuple[pd.DataFrame, int]") -> str:
+        frame, first = chunk
+        source = "standard input" if options.input == "-" else Path(options.input).name
+        text: str = model.predict(frame, source, first).to_csv(index=False, header=not first)
+        return text
+
+    with written(options.out if ranks.rank == 0 else os.devnull) as out:
+        for text in ranks.in_turn(chunks(), lines):
+            out.write(text)
+    return done

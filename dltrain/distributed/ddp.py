@@ -1,6 +1,6 @@
 """Every rank has the whole network; torch's DistributedDataParallel sums the gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dltrain.distributed.processes import Processes
+from dltrain.errors import ConfigError
 from dltrain.sums import Tree
 
 
@@ -34,7 +35,7 @@ class DDP(Processes):
             inner.compile()
         replica = DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
         replica.register_comm_hook(None, self._sum)
-        network.forward = replica.__call__
+        network.forward = _said_well(replica)
         self.replicas.append(replica)
 
     def begin(self, last: bool) -> None:
@@ -68,6 +69,22 @@ class DDP(Processes):
         summed: torch.futures.Future[Tensor] = torch.futures.Future()
         summed.set_result(buffer)
         return summed
+
+
+def _said_well(replica: DistributedDataParallel) -> Callable[..., Any]:
+    """Calls a replica; raises ConfigError where the step before left parameters without a gradient."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return replica(*args, **kwargs)
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            raise ConfigError(
+                "trainer must be single or fsdp for a network of which a step leaves some parameters unused, got ddp"
+            ) from error
+
+    return forward
 
 
 class _Inner(nn.Module):

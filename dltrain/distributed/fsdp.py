@@ -1,14 +1,13 @@
 """Every rank has a piece of each parameter; torch's FSDP2 brings the blocks together as they are needed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn, optim
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -48,7 +47,7 @@ class FSDP(Processes):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 if self.exact:
-                    module.set_custom_reduce_scatter(TreeScatter(self))
+                    module.set_custom_reduce_scatter(cast(Any, TreeScatter(self)))
                 self.networks.append(module)
 
     def begin(self, last: bool) -> None:
@@ -109,10 +108,11 @@ class FSDP(Processes):
             )
 
 
-class TreeScatter(ReduceScatter):
+class TreeScatter:
     """Sums the gradients of one group of parameters over the tree of all shards; each rank keeps its piece.
 
-    FSDP asks after every shard's backward pass and adds the answers up: they are zeros until the last.
+    FSDP asks after every shard's backward pass and adds the answers up: they are zeros until the last. What it asks is
+    torch's ReduceScatter, a private class, so we are like it without deriving from it.
     """
 
     def __init__(self, trainer: FSDP) -> None:

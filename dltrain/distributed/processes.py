@@ -1,12 +1,13 @@
 """Several processes that compute one run together: how they find each other, and what they tell each other."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ from dltrain.sums import Tree
 JOIN = 25  # seconds in which all ranks must have found the first
 BACKENDS = ("auto", "gloo", "nccl")
 Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 
 @functools.cache
@@ -118,10 +120,8 @@ class Processes(Single):
             dist.all_reduce(tensor, group=pair)
 
     def across(self, vector: Tensor) -> Tensor:
-        every = torch.empty(self.world_size * len(vector), dtype=vector.dtype, device=vector.device)
-        dist.all_gather_into_tensor(every, vector)
         tree = Tree()
-        for row in every.split(len(vector)):
+        for row in self._every(vector):
             tree.add([row])
         return tree.close()[0]
 
@@ -187,6 +187,37 @@ class Processes(Single):
         every = [torch.empty_like(mine) for _ in range(self.world_size)] if self.rank == 0 else None
         dist.gather(mine, every)
         return mine.flatten(0, 1) if every is None else torch.stack(every, 1).flatten(0, 2)[:n_rows]
+
+    def in_turn(self, items: Iterable[Item], make: Callable[[Item], str]) -> Iterator[str]:
+        """As Single; every rank goes through all items, and makes every W-th. What one rank raises, all raise."""
+        left = iter(items)
+        while turn := list(itertools.islice(left, self.world_size)):
+            text, code = "", 0
+            try:
+                text = make(turn[self.rank]) if self.rank < len(turn) else ""
+            except UserError as error:
+                text, code = str(error), error.exit_code
+            yield from self._texts(text, code)
+
+    def _texts(self, text: str, code: int) -> list[str]:
+        """The texts of all ranks on rank 0, none elsewhere; raises Elsewhere for the first with an exit code."""
+        mine = torch.tensor(bytearray(text.encode()), dtype=torch.uint8)
+        said = self._every(torch.tensor([len(mine), code])).tolist()
+        longest = max(size for size, _ in said)
+        padded = torch.cat([mine, mine.new_zeros(longest - len(mine))])
+        every = [torch.empty_like(padded) for _ in said] if self.rank == 0 else None
+        dist.gather(padded, every)
+        texts = [bytes(t[:n].numpy()).decode() for t, (n, _) in zip(every or [], said, strict=bool(every))]
+        for rank, (_, wrong) in enumerate(said):
+            if wrong:
+                raise Elsewhere(wrong, texts[rank] if texts else "")
+        return texts
+
+    def _every(self, vector: Tensor) -> Tensor:
+        """(ranks, n): a short vector of every rank."""
+        every = torch.empty(self.world_size, len(vector), dtype=vector.dtype, device=vector.device)
+        dist.all_gather(list(every), vector)
+        return every
 
 
 def _pairs(rank: int, size: int) -> list[dist.ProcessGroup]:

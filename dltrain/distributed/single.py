@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from dltrain.sums import Tree
 
 SMALL = 2**26  # multiply-adds of a step below which a second thread costs more than it brings (measured on MLPs)
 Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 
 class Single:
@@ -175,6 +176,10 @@ class Single:
     def gather(self, parts: Sequence[Tensor], n_rows: int, size: int) -> Tensor:
         """The results of all chunks of n_rows rows, `size` each, in the order of the rows; whole on rank 0 alone."""
         return torch.cat(list(parts))
+
+    def in_turn(self, items: Iterable[Item], make: Callable[[Item], str]) -> Iterator[str]:
+        """What is made of every item, in their order: by all ranks in turn, whole on rank 0, nothing elsewhere."""
+        return map(make, items)
 
 
 def find_device(name: str) -> torch.device:
