@@ -43,7 +43,11 @@ class Step:
         if self.readers:
             for module in task.modules():
                 if isinstance(module, activation):
-                    module.register_forward_hook(lambda _module, _input, output: self.activations.append(output))
+                    module.register_forward_hook(self._seen)
+
+    def _seen(self, module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training:
+            self.activations.append(output)
 
     def __call__(self, batch: Rows, n_rows: int, step: int) -> None:
         """Train on a global batch; `step` is its number in the run."""
