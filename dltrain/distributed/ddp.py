@@ -48,6 +48,8 @@ class DDP(Processes):
             self.places = {id(parameter): place for place, parameter in enumerate(parameters)}
         loss.backward()
         if self.exact and not self.last:
+            for parameter in parameters:  # in DDP's own memory, perhaps
+                parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             self.take(parameters)
 
     def close(self, parameters: Sequence[Tensor]) -> None:
@@ -58,6 +60,8 @@ class DDP(Processes):
     def _sum(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Sum a bucket of gradients over the ranks; DDP itself would take their mean."""
         buffer = bucket.buffer()
+        if not self.last:  # a forward pass of another player's move, never followed by a backward pass, armed DDP
+            return _done(buffer)
         if not self.exact:
             work = dist.all_reduce(buffer, async_op=True)
             return work.get_future().then(lambda done: done.value()[0])
@@ -66,9 +70,13 @@ class DDP(Processes):
                 for _height, left in reversed(self.tree.partial):
                     gradient.add_(left[self.places[id(parameter)]])
         self.sum_tree(buffer)
-        summed: torch.futures.Future[Tensor] = torch.futures.Future()
-        summed.set_result(buffer)
-        return summed
+        return _done(buffer)
+
+
+def _done(buffer: Tensor) -> torch.futures.Future[Tensor]:
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(buffer)
+    return future
 
 
 def _said_well(replica: DistributedDataParallel) -> Callable[..., Any]:

@@ -96,6 +96,8 @@ class FSDP(Processes):
     def spread(self, whole: Tensor, like: Tensor) -> Tensor:
         if not isinstance(like, DTensor) or whole.shape != like.shape:
             return whole
+        if isinstance(whole, DTensor):
+            return whole.redistribute(placements=like.placements)
         return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
     def check(self, optimizer: Optimizer) -> None:

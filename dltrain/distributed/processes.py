@@ -1,11 +1,13 @@
 """Several processes that compute one run together: how they find each other, and what they tell each other."""
 
+import contextlib
 import functools
 import itertools
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -20,7 +22,7 @@ from dltrain.distributed.single import Single
 from dltrain.errors import ConfigError, Elsewhere, UserError, must, real
 from dltrain.sums import Tree
 
-JOIN = 25  # seconds in which all ranks must have found the first
+JOIN = 20  # seconds in which all ranks must have found the first
 BACKENDS = ("auto", "gloo", "nccl")
 Made = TypeVar("Made")
 Item = TypeVar("Item")
@@ -28,17 +30,74 @@ Item = TypeVar("Item")
 
 @functools.cache
 def store() -> dist.Store:
-    """What all ranks of this launch read and write, at MASTER_ADDR; raises ConfigError if it cannot be reached."""
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    refused = f"MASTER_ADDR and MASTER_PORT must be where rank 0 listens, got {where}"
-    try:
-        socket.getaddrinfo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        found, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN)))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{refused} ({error})") from error
-    except (dist.DistError, RuntimeError) as error:
-        raise ConfigError(f"{refused}, where nobody was found for {JOIN} seconds") from error
+    """What all ranks of this launch read and write; raises ConfigError if they do not find each other."""
+    address, port, agent = (
+        os.environ.get(n, "") for n in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+    )
+    must(port.isdecimal() and 0 < int(port) < 2**16, "MASTER_PORT", "a number from 1 to 65535", port)
+    if agent == "True":  # torchrun holds it, and all ranks are there
+        return reached(address, int(port), "MASTER_ADDR and MASTER_PORT must be where torchrun listens")
+    if os.environ["RANK"] != "0":
+        found = reached(address, int(port), "MASTER_ADDR and MASTER_PORT must be where rank 0 listens")
+        found.add("joined", 1)
+        return found
+    _resolve(address, int(port), f"MASTER_ADDR must be the host of rank 0, got {address}")
+    found, n = held(int(port), "MASTER_PORT"), int(os.environ["WORLD_SIZE"])
+    if (came := counted(found, "joined", n - 1)) < n - 1:
+        raise ConfigError(
+            f"MASTER_ADDR and MASTER_PORT must be where rank 0 listens, got {address}:{port},"
+            f" where {came} of {n - 1} other ranks came in {JOIN} seconds"
+        )
     return found
+
+
+def held(port: int, setting: str) -> dist.TCPStore:
+    """A store that others can reach at a port of this machine; raises ConfigError if it is taken."""
+    try:
+        return dist.TCPStore("localhost", port, None, True, timedelta(seconds=JOIN), wait_for_workers=False)
+    except dist.DistNetworkError as error:
+        raise ConfigError(f"{setting} must be a free port of this machine, got {port}, which is taken") from error
+
+
+def reached(address: str, port: int, must_be: str) -> dist.TCPStore:
+    """The store at an address, which may yet have to start; raises ConfigError if there is none."""
+    refused, until = f"{must_be}, got {address}:{port}", time.monotonic() + JOIN
+    _resolve(address, port, refused)
+    while True:  # torch would say much about every try
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+            break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConfigError(f"{refused}, where nobody answered for {JOIN} seconds") from error
+            time.sleep(0.2)
+    found: list[dist.TCPStore] = []
+
+    def reach() -> None:
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            found.append(dist.TCPStore(address, port, None, False, timedelta(seconds=JOIN), wait_for_workers=False))
+
+    waiting = threading.Thread(target=reach, daemon=True)  # it waits without end for the answer of a stranger
+    waiting.start()
+    waiting.join(max(2, until - time.monotonic()))
+    if not found:
+        raise ConfigError(f"{refused}, where another program listens")
+    return found[0]
+
+
+def _resolve(address: str, port: int, refused: str) -> None:
+    try:
+        socket.getaddrinfo(address, port)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{refused}, which names no host that is known here") from error
+
+
+def counted(store: dist.Store, key: str, n: int) -> int:
+    """How many have added themselves to a key, as soon as it is n or time is up."""
+    until = time.monotonic() + JOIN
+    while (came := store.add(key, 0)) < n and time.monotonic() < until:
+        time.sleep(0.02)
+    return came
 
 
 def lost(error: BaseException) -> bool:
