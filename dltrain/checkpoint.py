@@ -7,18 +7,24 @@ file) last, then it is renamed. Tensors are whole, under plain names, whatever t
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dltrain.distributed import Single
-from dltrain.errors import ConfigError, DiskError
+from dltrain.errors import ConfigError, DiskError, whole
 from dltrain.faults import point
 from dltrain.player import Player
 
@@ -64,11 +70,18 @@ def pack(task: nn.Module, players: Mapping[str, Player], trainer: Single) -> tup
 
 def unpack(task: nn.Module, players: Mapping[str, Player], trainer: Single, tensors: Tensors, state: State) -> None:
     """Put a packed state back; raises ConfigError if it is not of these networks and optimizers, hashes and all."""
-    try:
-        load(task, trainer, tensors["model"])
+    with of_this_run():
         for name, player in players.items():
             _unpack(name, player, trainer, tensors, state["players"][name])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        load(task, trainer, tensors["model"])  # last: `_kept` moves weights
+
+
+@contextmanager
+def of_this_run() -> Iterator[None]:
+    """Turn what the content of another run's checkpoint makes fail into a ConfigError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"checkpoint must be of this run's networks and optimizers, got another ({type(error).__name__}: {first})"
@@ -82,7 +95,8 @@ def load(task: nn.Module, trainer: Single, tensors: Mapping[str, Tensor]) -> Non
 
 
 def _unpack(name: str, player: Player, trainer: Single, tensors: Tensors, saved: State) -> None:
-    index = {key: number for number, key in _numbered(player.optimizer.state_dict()).items()}
+    kept = _kept(player.optimizer)
+    index = {key: number for number, key in _numbered(kept).items()}
     values: dict[int, dict[str, Any]] = {index[key]: dict(plain) for key, plain in saved["plain"].items()}
     like = dict(player.network.named_parameters())
     for key, value in tensors.get("optim", {}).items():
@@ -90,11 +104,50 @@ def _unpack(name: str, player: Player, trainer: Single, tensors: Tensors, saved:
         if owner == name:
             part = trainer.local(trainer.spread(value, like[parameter]))
             values.setdefault(index[parameter], {})[entry] = part
-    player.optimizer.load_state_dict({"state": values, "param_groups": saved["groups"]})
-    player.scheduler.load_state_dict(saved["scheduler"])
+    for number, entries in values.items():
+        if entries.keys() != kept["state"][number].keys():
+            raise ValueError(f"an optimizer that keeps {', '.join(entries)}")
+    state = {number: _like(kept["state"][number], entries) for number, entries in values.items()}
+    groups = [
+        {**group, "params": own["params"]} for group, own in zip(saved["groups"], kept["param_groups"], strict=True)
+    ]
+    player.optimizer.load_state_dict({"state": state, "param_groups": _like(kept["param_groups"], groups)})
+    own = player.scheduler.state_dict()  # JSON makes text of the numbers that MultiStepLR's milestones are kept under
+    schedule = {key: value for key, value in saved["scheduler"].items() if not isinstance(own.get(key), dict)}
+    player.scheduler.load_state_dict(schedule)
     weights = player.network.state_dict()
     for key, average in player.average.items():
-        average.copy_(trainer.local(trainer.spread(tensors["ema"][f"{name}.{key}"], weights[key])))
+        average.copy_(_like(average, trainer.local(trainer.spread(tensors["ema"][f"{name}.{key}"], weights[key]))))
+
+
+def _kept(optimizer: Optimizer) -> dict[str, Any]:
+    """The state that an optimizer keeps of its parameters, made by a step along gradients of zero."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer.state_dict()
+
+
+def _like(own: Any, saved: Any) -> Any:
+    """A saved value where this run has one of its own: numbers and tensors of one shape may differ, nothing else.
+
+    What only one of two mappings has is as this run has it. A fused kernel looks at no shape: it reads what lies
+    behind a tensor that is too small. Raises ValueError for what cannot stand there.
+    """
+    if isinstance(own, dict) and isinstance(saved, dict):
+        return {key: _like(value, saved[key]) if key in saved else value for key, value in own.items()}
+    if isinstance(own, list | tuple) and isinstance(saved, list) and len(own) == len(saved):
+        return type(own)(map(_like, own, saved))
+    if isinstance(own, Tensor) and isinstance(saved, Tensor) and own.shape == saved.shape:
+        return saved.to(own.dtype)
+    if type(own) in (int, float) and type(saved) in (int, float) and abs(saved) <= sys.float_info.max:
+        return saved
+    if type(own) is type(saved) and not isinstance(own, Tensor) and own == saved:
+        return saved
+    shape = f"a tensor {list(saved.shape)}" if isinstance(saved, Tensor) else str(saved)[:50]
+    raise ValueError(f"{shape} where {list(own.shape) if isinstance(own, Tensor) else own} is")
 
 
 def _numbered(packed: Mapping[str, Any]) -> dict[int, str]:
@@ -137,7 +190,7 @@ class Checkpoints:
         if not final.exists():
             self.folder.mkdir(exist_ok=True)
             for stale in [*self.folder.glob(".tmp-*"), *self.folder.glob(".trash-*")]:
-                shutil.rmtree(stale)
+                _remove(stale)
             part = self.folder / f".tmp-{final.name}"
             part.mkdir()
             for file, group in tensors.items():
@@ -165,21 +218,27 @@ class Checkpoints:
             kept |= {best} if best is not None else set()
         for step in steps:
             if step not in kept:
-                trash = self.folder / f".trash-step-{step:08d}"
-                (self.folder / f"step-{step:08d}").rename(trash)
+                trash = self._discard(step)
                 point("prune")
-                shutil.rmtree(trash)
+                _remove(trash)
+
+    def _discard(self, step: int) -> Path:
+        """Take a checkpoint away at once; gives where it lies until it is removed."""
+        trash = self.folder / f".trash-step-{step:08d}"
+        _remove(trash)
+        return (self.folder / f"step-{step:08d}").rename(trash)
 
     def _best_of(self, step: int) -> int | None:
         try:
-            return json.loads((self.folder / f"step-{step:08d}" / "state.json").read_text())["best"]
-        except (OSError, ValueError, KeyError):
+            best = json.loads(_text(self.folder / f"step-{step:08d}" / "state.json"))["best"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
+        return best if whole(best) else None
 
     def steps(self) -> list[int]:
         """Steps of all published checkpoints, oldest first."""
         names = [path.name for path in self.folder.glob("step-*")] if self.folder.is_dir() else []
-        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-([0-9]{8}|[1-9][0-9]{8,})", name))
 
     def newest(self) -> tuple[Tensors, State] | None:
         """The newest checkpoint that verifies; says why one was rejected and falls back."""
@@ -189,7 +248,7 @@ class Checkpoints:
                 return self.read(step)
             except Damaged as error:
                 self.warn(f"checkpoint step-{step:08d} was rejected: {error}")
-                (self.folder / f"step-{step:08d}").rename(self.folder / f".trash-step-{step:08d}")
+                self._discard(step)
         if steps:
             self.warn("no checkpoint can be read; training starts over")
         return None
@@ -206,6 +265,9 @@ class Checkpoints:
             tensors = {name[: -len(".safetensors")]: load_file(folder / name) for name in files if name != "state.json"}
         except Exception as error:
             raise Damaged(f"{type(error).__name__}: {error}") from None
+        position = state.get("position") if isinstance(state, dict) else None
+        if not isinstance(position, dict) or not whole(position.get("step")) or position["step"] != step:
+            raise Damaged(f"state.json is not of step {step}")
         return tensors, state
 
     def load_weights(self, step: int, task: nn.Module, trainer: Single) -> bool:
@@ -217,7 +279,8 @@ class Checkpoints:
                 f"the best checkpoint, step-{step:08d}, was rejected ({error}); the last weights are used instead"
             )
             return False
-        load(task, trainer, tensors["model"] | tensors.get("ema", {}))
+        with of_this_run():
+            load(task, trainer, tensors["model"] | tensors.get("ema", {}))
         return True
 
 
@@ -228,28 +291,53 @@ class Damaged(Exception):
 def verify(folder: Path, step: int | None = None) -> list[str]:
     """The files of a manifest, each of which was found with its size and hash; raises Damaged with the reason."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        files = manifest["files"]
-        newer = manifest["format"] > FORMAT
+        manifest = json.loads(_text(folder / "manifest.json"))
+        version = manifest["format"]
         other = step is not None and manifest["step"] != step
-        promised = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        promised = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"manifest.json cannot be read ({type(error).__name__})") from None
-    if newer:
-        raise ConfigError(
-            f"{folder.name} must be of format {FORMAT} or older, got {manifest['format']}; update dltrain"
-        )
+    if not whole(version, 1):
+        raise Damaged("manifest.json has no format")
+    if version > FORMAT:
+        raise ConfigError(f"{folder.name} must be of format {FORMAT} or older, got {version}; update dltrain")
     if other:
         raise Damaged(f"manifest.json is of step {manifest['step']}")
     for name, (size, digest) in promised.items():
         path = folder / name
-        if path.name != name or not path.is_file() or path.is_symlink():
-            raise Damaged(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise Damaged(f"{name} has {path.stat().st_size} bytes, its manifest says {size}")
+        try:
+            found = _size(path) if path.name == name else None
+        except (OSError, ValueError):  # ValueError: it cannot be the name of a file
+            found = None
+        if found is None:
+            raise Damaged(f"{name[:100]} is missing")
+        if found != size:
+            raise Damaged(f"{name} has {found} bytes, its manifest says {size}")
         if sha256(path) != digest:
             raise Damaged(f"{name} does not have the content its manifest says")
     return list(promised)
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; raises OSError for what is none of its own, such as a link, or a pipe, which has no end."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is not a file")
+    return found.st_size
+
+
+def _text(path: Path) -> str:
+    """The text of a file; raises OSError for what is none."""
+    _size(path)
+    return path.read_text()
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:

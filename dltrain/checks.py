@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.choices import SEVERAL, groups, options, package
-from dltrain.errors import ConfigError, nearest, show, whole
+from dltrain.errors import ConfigError, nearest, real, show, whole
 from dltrain.settings import Every, Settings
 
 ROOT = tuple(setting.name for setting in fields(Settings))
@@ -226,7 +226,7 @@ class _Checker:
         settings = {key: value for key, value in self.config.items() if key in ROOT}
         for setting in fields(Settings):
             value = settings.get(setting.name)
-            if "float" in str(setting.type) and whole(value):
+            if "float" in str(setting.type) and whole(value) and real(value):
                 settings[setting.name] = float(value)  # type: ignore[arg-type]
             elif "list" in str(setting.type) and isinstance(value, str):
                 settings[setting.name] = [value]
@@ -398,7 +398,7 @@ def _typed_list(value: Any, default: list[Any]) -> tuple[Any, str]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or real(value)
 
 
 def _targets(config: Tree, trust: list[str], found: Found) -> None:

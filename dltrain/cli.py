@@ -1,15 +1,13 @@
 """The command line: the first word, help, errors as sentences, and exit codes. It imports nothing heavy."""
 
-import errno
 import importlib
 import os
 import sys
 from pathlib import Path
 
 from dltrain.commands import commands
-from dltrain.errors import ConfigError, DiskError, Failed, UserError, nearest
+from dltrain.errors import ConfigError, Failed, UserError, nearest, of_disk
 
-DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal
 HELP = ("--help", "-h")
 COMPLETION = ("--shell-completion", "-sc")
@@ -30,11 +28,7 @@ def rank(words: list[str]) -> int:
         return run(words)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launch.die_with(os.getppid())
-    if launch.follows():
-        code = launch.follow()
-    else:
-        code = run(words)
-        launch.end(code)
+    code = launch.follow(dispatch) if launch.follows() else launch.lead(lambda: run(words))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what is left of a process group may abort a process that ends as usual
@@ -58,10 +52,10 @@ def run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno not in DISK:
+        refused = of_disk(error)
+        if refused is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        return _tell(f"{(error.strerror or str(error)).lower()}{where}", DiskError.exit_code)
+        return _tell(str(refused), refused.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -1,7 +1,9 @@
 """What a user can get wrong, each with its exit code. Anything else that is raised is a bug and keeps its traceback."""
 
 import difflib
+import errno
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +36,14 @@ class DiskError(UserError):
     """The disk is full, read-only or not ours to write."""
 
     exit_code = 74
+
+
+def of_disk(error: OSError) -> DiskError | None:
+    """What a full, read-only or foreign disk means to the user; None of any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+        return None
+    where = f": {error.filename}" if error.filename else ""
+    return DiskError(f"{(error.strerror or str(error)).lower()}{where}")
 
 
 class Stopped(UserError):
@@ -92,7 +102,7 @@ def whole(value: Any, least: float = -math.inf) -> bool:
 
 def real(value: Any) -> bool:
     """True of a finite int or float that is not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def show(value: Any) -> str:

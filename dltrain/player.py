@@ -112,7 +112,7 @@ class Player:
         for penalty in self.penalties:
             extra = penalty(self.network, [])
             if extra is not None:
-                extra.backward()
+                self._add(torch.autograd.grad(extra, self.parameters, allow_unused=True))
         if self.clip_norm is not None:
             self.trainer.clip(self.parameters, self.clip_norm)
         for parameter, piece in self.pieces:
@@ -131,6 +131,12 @@ class Player:
         if self.decay is not None:
             self._update_average()
         finite.stepped()
+
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients to those of the parameters; how they are spread over ranks may differ."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if parameter.grad is not None and gradient is not None:
+                self.trainer.local(parameter.grad).add_(self.trainer.local(self.trainer.spread(gradient, parameter)))
 
     def held(self) -> dict[str, Tensor]:
         """What this rank holds of all weights and buffers, by name, in the same memory."""

@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -24,7 +24,7 @@ from typing import IO, Any
 import yaml
 
 from dltrain.data.content import content_hash
-from dltrain.errors import ConfigError, DiskError, RunInUse, must, nearest, show
+from dltrain.errors import ConfigError, DiskError, RunInUse, must, nearest, real, show, whole
 from dltrain.settings import Settings
 
 FORMAT = 1
@@ -87,10 +87,7 @@ class Run:
 
     def config(self) -> Config:
         """The resolved config; raises ConfigError if it cannot be read or is of a newer format."""
-        try:
-            config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            config = None
+        config = read_yaml(self.folder / "config.yaml")
         if isinstance(config, dict):
             check_format(config, self.folder / "config.yaml")
         if not isinstance(config, dict) or not complete(config):
@@ -112,10 +109,7 @@ class Run:
 
     def words(self) -> list[str]:
         """The overrides that were typed; raises ConfigError if they cannot be read."""
-        try:
-            words = yaml.safe_load((self.folder / "overrides.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            words = None
+        words = read_yaml(self.folder / "overrides.yaml")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ConfigError(f"run must be a run folder, got {self.folder}, whose overrides.yaml is damaged")
         return words
@@ -123,11 +117,10 @@ class Run:
     def result(self) -> Config:
         """What result.json says; {} if there is none that can be read."""
         try:
-            result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            result = json.loads(_text(self.folder / "result.json"))
+            good = isinstance(result, dict) and all(KINDS[key](value) for key, value in result.items() if key in KINDS)
         except (OSError, ValueError, RecursionError):
             return {}
-        scores = [result.get(split, {}) for split in ("valid", "test")] if isinstance(result, dict) else [None]
-        good = all(isinstance(score, dict) and all(map(_number, score.values())) for score in scores)
         return result if good else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -158,7 +151,9 @@ def complete(config: Config) -> bool:
     """True if a config has everything that a run's config must have."""
     choices = config.get("choices")
     return (
-        all(isinstance(config.get(group) or {}, dict) and group in config for group in (*GROUPS, *WHERE))
+        whole(config.get("format"), 1)
+        and all(isinstance(config.get(group), dict) for group in (*GROUPS, *WHERE))
+        and all("_target_" in config[group] for group in ("data", "model", "optimizer", "scheduler", "trainer"))
         and all(f.name in config for f in fields(Settings))
         and isinstance(choices, dict)
         and choices.keys() >= {"data", "model", "trainer", "scheduler"}
@@ -167,12 +162,65 @@ def complete(config: Config) -> bool:
     )
 
 
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return whole(value, 0) and value < 2**53
+
+
 def _number(value: Any) -> bool:
-    return value is None or isinstance(value, int | float)
+    return value is None or isinstance(value, float) or real(value)
+
+
+def _scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read in result.json
+    **dict.fromkeys(("status", "monitor", "direction", "reason"), _word),
+    **dict.fromkeys(("epochs", "best_epoch"), _count),
+    **dict.fromkeys(("valid", "test"), _scores),
+    "rows_per_second": _number,
+}
+
+
+def _text(path: Path) -> str:
+    """The text of a file; raises OSError for what is none: a pipe would be waited for."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text(encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, of which a few lines make a tree that no memory holds, or one without an end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; None if it cannot be read, or says what JSON could not."""
+    try:
+        content = yaml.load(_text(path), _Loader)
+        json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+    except Exception:  # what a stranger's file makes yaml stumble over is of any kind
+        return None
+    return content
 
 
 def write_yaml(path: Path, content: Any) -> None:
-    write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    write_whole(path, yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -187,16 +235,21 @@ def write_whole(path: Path, text: str) -> None:
 
 def check_format(content: Mapping[str, Any], path: Path) -> None:
     """Raise ConfigError for a file written by a newer dltrain."""
-    version = content.get("format", 0)
-    if not isinstance(version, int) or version > FORMAT:
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise ConfigError(f"{path} must be of format {FORMAT} or older, got {version}; update dltrain")
 
 
 def lock(folder: Path) -> IO[str] | None:
     """Hold the run's lock until the file is closed; None if the folder is not there any more.
 
-    Raises RunInUse if another process writes it.
+    Raises RunInUse if another process writes it, ConfigError for links: what is written here would be elsewhere.
     """
+    for path in (*folder.glob("*"), *folder.glob("checkpoints/*"), *folder.glob("logs/*")):
+        if path.is_symlink() or path.is_fifo():
+            raise ConfigError(
+                f"run must be a folder of files, got {folder.name}, in which {path.name} is a link or a pipe"
+            )
     try:
         file = (folder / "run.lock").open("a+", encoding="utf-8")
     except FileNotFoundError:

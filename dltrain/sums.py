@@ -71,10 +71,11 @@ class BatchSums:
 
 
 def own(bounds: Sequence[tuple[int, int]], owned: range) -> list[tuple[int, int, int, int]]:
-    """The shards that a process computes: (shard, rows, start, end), leaving out empty ones.
+    """The shards that a process computes: (shard, rows, start, end), leaving out empty ones, which come last.
 
-    A process all of whose shards are empty computes the first shard as one of no rows: it joins every collective, and
-    adds nothing.
+    Every process makes as many passes as the first, which has the most: a pass may be a collective. One that has fewer
+    shards with rows computes the first shard as one of no rows: it adds nothing.
     """
-    mine = [(shard, bounds[shard][1] - bounds[shard][0], *bounds[shard]) for shard in owned]
-    return [shard for shard in mine if shard[1]] or [(0, 0, *bounds[0])]
+    filled = [(shard, end - start, start, end) for shard, (start, end) in enumerate(bounds) if end > start]
+    mine = [shard for shard in filled if shard[0] in owned]
+    return mine + [(0, 0, *bounds[0])] * (min(len(filled), len(owned)) - len(mine))

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from dltrain.checkpoint import Checkpoints, State, pack, unpack
+from dltrain.checkpoint import Checkpoints, State, of_this_run, pack, unpack
 from dltrain.distributed import Single
-from dltrain.errors import Stopped
+from dltrain.errors import Stopped, real, whole
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
 from dltrain.order import batch_bounds, epoch_order
@@ -204,10 +204,32 @@ class Training:
             return None
         tensors, state = found or self.checkpoints.read(step)
         unpack(self.task, self.players, self.trainer, tensors, state)
-        self.position = Position(**state["position"])
-        self.step.load_losses(self.position.losses)
-        self.step.finite.load(state["scaler"])
+        with of_this_run():
+            self.position = Position(**state["position"])
+            if not self._possible(state):
+                raise ValueError("a position that no run can have")
+            self.step.load_losses(self.position.losses)
+            self.step.finite.load(state["scaler"])
         return state
+
+    def _possible(self, state: State) -> bool:
+        """True if everything of a saved position, and the rest of its state, is of the kind that it must be."""
+        p, scaler = self.position, state["scaler"]
+        counts = [p.epoch, p.step, p.rows, p.recorded_rows, p.since_best]
+        counts += [best for best in (p.best_step, p.best_epoch) if best is not None]
+        return (
+            all(whole(count, 0) and count < 2**53 for count in counts)
+            and whole(p.batch, 0)
+            and p.batch < len(self.bounds)
+            and all(real(number) for number in (p.seconds, p.recorded_seconds, *scaler))
+            and (p.best_value is None or isinstance(p.best_value, float) or real(p.best_value))
+            and isinstance(p.stopped_early, bool)
+            and all(len(pair) == 2 and all(map(real, pair)) and pair[1] > 0 for pair in p.losses.values())
+            and isinstance(scaler, list)
+            and len(scaler) in (0, 2)
+            and whole(state["threads"], 1)
+            and state["threads"] < 2**15
+        )
 
     def restore_best(self) -> bool:
         """Load the weights of the best evaluation (averaged, if an average is kept); False if they cannot be read."""

@@ -3,10 +3,9 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from forks import STOP_AT_50, WORDS, Server, outcome
+from faults.forks import STOP_AT_50, WORDS, Server, outcome
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +17,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the run of `WORDS` comes to when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code, said = server.run(WORDS, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from forks import WORDS, Server, outcome
+from faults.forks import WORDS, Server, outcome
 from torch import nn
 
 from dltrain.checkpoint import Checkpoints, pack, unpack, verify
@@ -214,7 +214,8 @@ def test_packed_through_files_and_unpacked(optimizer: str, tmp_path: Path) -> No
     task, moved = player(optimizer, 0)
     steps(task, moved, range(3))
     checkpoints = Checkpoints(tmp_path / "checkpoints", pytest.fail)
-    checkpoints.save(3, *pack(task, {"network": moved}, SINGLE), None)
+    tensors, state = pack(task, {"network": moved}, SINGLE)
+    checkpoints.save(3, tensors, state | {"position": {"step": 3}}, None)
     steps(task, moved, range(3, 6))
     checkpoints.wait()
     other, again = player(optimizer, 1)
@@ -226,6 +227,19 @@ def test_packed_through_files_and_unpacked(optimizer: str, tmp_path: Path) -> No
     for file, group in expected[0].items():
         assert group.keys() == found[0][file].keys()
         assert all(torch.equal(value, found[0][file][name]) for name, value in group.items()), file
+
+
+def test_milestones_outlive_a_file() -> None:
+    """JSON has no numbers for keys."""
+    (task, moved), (other, again) = player("SGD", 0), player("SGD", 1)
+    for one in (moved, again):
+        one.scheduler = torch.optim.lr_scheduler.MultiStepLR(one.optimizer, [2, 4], 0.1)
+    steps(task, moved, range(3))
+    tensors, state = pack(task, {"network": moved}, SINGLE)
+    unpack(other, {"network": again}, SINGLE, tensors, json.loads(json.dumps(state)))
+    assert again.lr == pytest.approx(0.001)
+    steps(other, again, range(3, 5))
+    assert again.lr == pytest.approx(0.0001)
 
 
 def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from forks import WORDS, Launch, Server, outcome
+from faults.forks import WORDS, Launch, Server, outcome
 
 from dltrain.compose import compose
 from dltrain.errors import ConfigError

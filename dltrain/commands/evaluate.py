@@ -32,9 +32,8 @@ def run(words: list[str]) -> int:
     bundle, trust = found.bundle, tuple(options.trust)
     own = found.trusted(trust) if options.input is None else None
     if own is not None and digest(identity(own)) != own["hash"]:
-        raise DataError(
-            f"{own['data'].get('path')}: has changed since run {found.name} was trained; name a file by input="
-        )
+        what = own["data"].get("path") or found.folder / "config.yaml"
+        raise DataError(f"{what}: has changed since run {found.name} was trained; name a file by input=")
     from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
 
     model = Model.load(bundle, trust)

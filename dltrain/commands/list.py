@@ -1,6 +1,5 @@
 """List what can be chosen: models, optimizers, activations, data ... and runs."""
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dltrain.commands import parse
 from dltrain.commands.help import heading, pairs
 from dltrain.errors import ConfigError, nearest
 from dltrain.report.text import aligned, number, shown
+from dltrain.run import Run
 
 
 @dataclass
@@ -63,7 +63,7 @@ def runs(root: Path) -> list[str]:
         return [f"no runs in {root}; dltrain makes one"]
     rows = [["run", "status", "epochs", "metric", "valid", "test", "when"]]
     for when, path in found:
-        rows.append([path.name, *_row(_result(path)), datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")])
+        rows.append([path.name, *_row(Run(path).result()), datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")])
     cells = [[shown(cell) for cell in row] for row in rows]
     first, *others = aligned(cells, frozenset({2, 4, 5}))
     return [heading(first), *others]
@@ -71,24 +71,10 @@ def runs(root: Path) -> list[str]:
 
 def _row(result: dict[str, Any]) -> list[str]:
     monitor = result.get("monitor") or "loss"
-    name = str(monitor).rpartition("/")[2]
-    scores = [result.get(split) for split in ("valid", "test")]
-    values = [score.get(monitor, score.get(name)) if isinstance(score, dict) else None for score in scores]
-    epochs = result.get("epochs")
-    return [
-        str(result.get("status", "unfinished")),
-        str(epochs) if isinstance(epochs, int) else "-",
-        name,
-        *(number(value) if isinstance(value, int | float) else "-" for value in values),
-    ]
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
+    name = monitor.rpartition("/")[2]
+    scores = [result.get(split) or {} for split in ("valid", "test")]
+    values = [score.get(monitor, score.get(name)) for score in scores]
+    return [result.get("status") or "unfinished", str(result.get("epochs", "-")), name, *map(number, values)]
 
 
 def _when(folder: Path) -> float:

@@ -1,13 +1,15 @@
 """Continue a run found by its name, elsewhere if wanted, or with more epochs as a new run."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass, field
 
+from dltrain.checks import not_options, problems
 from dltrain.commands import parse_known
 from dltrain.commands.train import go
 from dltrain.compose import compose
 from dltrain.errors import ConfigError, DataError
-from dltrain.launch import processes
+from dltrain.launch import led, processes
 from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
 
 
@@ -26,15 +28,28 @@ def run(words: list[str]) -> int:
     found = find(options.run, options.output_root)
     config = found.trusted(options.trust)
     if digest(identity(config)) != config["hash"]:
-        raise DataError(f"{config['data'].get('path')}: has changed since run {found.name} was started")
+        what = config["data"].get("path") or found.folder / "config.yaml"
+        raise DataError(f"{what}: has changed since run {found.name} was started")
+    _check(config)
     new = _overridden(found, config, overrides)
-    if new["epochs"] == config["epochs"]:
-        processes(new)
-        with locked(found):
-            go(found, found.name, new)
-    else:
-        _extend(found, new, overrides)
+    n = processes(new)
+    with led(new) as leads:
+        if leads and new["epochs"] == config["epochs"]:
+            with locked(found):
+                go(found, found.name, new)
+        elif leads:
+            _extend(found, new, overrides, n)
     return 0
+
+
+def _check(config: Config) -> None:
+    """Check recorded settings as typed ones are, where the options that were chosen are known here."""
+    choices = config["choices"]
+    if any(not_options(group, option) for group, option in choices.items()):
+        return
+    settings = {key: value for key, value in config.items() if key not in ("format", "hash", "choices")}
+    if found := problems(deepcopy(settings), choices):
+        raise ConfigError("\n".join(found))
 
 
 def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:
@@ -54,7 +69,7 @@ def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:
     return {**config, **moved, "epochs": after["epochs"], "choices": {**config["choices"], **after["choices"]}}
 
 
-def _extend(found: Run, new: Config, overrides: list[str]) -> None:
+def _extend(found: Run, new: Config, overrides: list[str], n: int) -> None:
     """A new run of more epochs, started from a copy of the checkpoints."""
     from dltrain.build import Builder
 
@@ -65,7 +80,7 @@ def _extend(found: Run, new: Config, overrides: list[str]) -> None:
     if new["epochs"] <= done:
         raise ConfigError(f"epochs must be more than the {done} of run {found.name}, got {new['epochs']}")
     beside = {"name": None, "output_root": str(found.folder.parent)}
-    with opened({**new, **beside}, [*found.words(), *overrides], processes(new)) as (run, name, config):
+    with opened({**new, **beside}, [*found.words(), *overrides], n) as (run, name, config):
         if run.folder.name != name:  # it has not been started before
             with locked(found):  # its checkpoints come and go while another process trains it
                 _copy(found, run)

@@ -1,14 +1,17 @@
 """Train a run: start it, continue it, or show it if it is finished."""
 
-from dltrain.launch import processes, start
+from dltrain.launch import led, processes, start
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run, opened
 
 
 def train(config: Config, words: list[str]) -> int:
     """Train the run of a composed config; returns 0, and raises what ended it otherwise."""
-    with opened(config, words, processes(config)) as (run, name, resolved):
-        go(run, name, resolved)
+    n = processes(config)
+    with led(config) as leads:
+        if leads:
+            with opened(config, words, n) as (run, name, resolved):
+                go(run, name, resolved)
     return 0
 
 

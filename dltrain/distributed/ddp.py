@@ -1,5 +1,6 @@
 """Every rank has the whole network; torch's DistributedDataParallel sums the gradients."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ class DDP(Processes):
         inner = _Inner(network)
         if self.compile:
             inner.compile()
-        replica = DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():  # newer versions of torch have another name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            replica = DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
         replica.register_comm_hook(None, self._sum)
         network.forward = _said_well(replica)
         self.replicas.append(replica)

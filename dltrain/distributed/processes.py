@@ -36,7 +36,9 @@ def store() -> dist.Store:
     )
     must(port.isdecimal() and 0 < int(port) < 2**16, "MASTER_PORT", "a number from 1 to 65535", port)
     if agent == "True":  # torchrun holds it, and all ranks are there
-        return reached(address, int(port), "MASTER_ADDR and MASTER_PORT must be where torchrun listens")
+        found = reached(address, int(port), "MASTER_ADDR and MASTER_PORT must be where torchrun listens")
+        attempt = [os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT")]
+        return dist.PrefixStore(" ".join(attempt), found)  # it may outlive this start
     if os.environ["RANK"] != "0":
         found = reached(address, int(port), "MASTER_ADDR and MASTER_PORT must be where rank 0 listens")
         found.add("joined", 1)
@@ -54,7 +56,9 @@ def store() -> dist.Store:
 def held(port: int, setting: str) -> dist.TCPStore:
     """A store that others can reach at a port of this machine; raises ConfigError if it is taken."""
     try:
-        return dist.TCPStore("localhost", port, None, True, timedelta(seconds=JOIN), wait_for_workers=False)
+        return dist.TCPStore(
+            "localhost", port, None, True, timedelta(seconds=JOIN), wait_for_workers=False, multi_tenant=True
+        )
     except dist.DistNetworkError as error:
         raise ConfigError(f"{setting} must be a free port of this machine, got {port}, which is taken") from error
 
@@ -92,9 +96,9 @@ def _resolve(address: str, port: int, refused: str) -> None:
         raise ConfigError(f"{refused}, which names no host that is known here") from error
 
 
-def counted(store: dist.Store, key: str, n: int) -> int:
+def counted(store: dist.Store, key: str, n: int, seconds: float = JOIN) -> int:
     """How many have added themselves to a key, as soon as it is n or time is up."""
-    until = time.monotonic() + JOIN
+    until = time.monotonic() + seconds
     while (came := store.add(key, 0)) < n and time.monotonic() < until:
         time.sleep(0.02)
     return came

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from dltrain.errors import DiskError
+from dltrain.errors import DiskError, must
 from dltrain.loggers import Logger, Record
 
 
 class JSONL(Logger):
-    """Append each record to the file `path` under the run's folder; raises DiskError when that cannot be written."""
+    """Append each record to the file of that name in the run's folder; raises DiskError when it cannot be written."""
 
     required = True
 
     def __init__(self, path: str | Path = "metrics.jsonl") -> None:
-        self.path = Path(path)
+        inside = Path(str(path)).name == str(path) and str(path) not in ("", "..")
+        must(inside, "path of JSONL", "the name of a file in the run's folder", path)
+        self.path = Path(str(path))
         self.file: TextIO | None = None
 
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:

@@ -1,6 +1,6 @@
 """How values are written for a person: short, aligned, and never obeyed by a terminal."""
 
-import math
+import sys
 
 from rich.cells import cell_len, set_cell_size
 
@@ -12,7 +12,7 @@ def shown(text: object) -> str:
 
 def number(value: float | None) -> str:
     """A measured number, short: 0.0412, 12.35, 41,000, 1.2e-05."""
-    if value is None or not math.isfinite(value):
+    if value is None or not abs(value) <= sys.float_info.max:
         return "-"
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e9):

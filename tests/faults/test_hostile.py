@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -12,7 +13,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ import skops.io
 import torch
 import yaml
 from runs import launch, working
+from safetensors.torch import load_file, save_file
 from skops.io._protocol import PROTOCOL
 
 from dltrain import cli
 from dltrain.bundle import Model
-from dltrain.checkpoint import Checkpoints, Damaged, write_manifest
+from dltrain.checkpoint import Checkpoints, Damaged, verify, write_manifest
 from dltrain.errors import ConfigError, UserError
-from dltrain.run import digest, identity
+from dltrain.run import digest, identity, read_yaml, write_yaml
 
 WORDS = (
     "data=xor data.rows=80 model.hidden=[4] epochs=3 batch_size=16 ema=0.9 trainer.save_every=2steps trainer.threads=1"
@@ -615,10 +617,13 @@ def test_a_manifest_may_say_anything(folder: Path, made: Path, here: Path) -> No
     good = json.loads((folder / "manifest.json").read_text())
     for at in places(good):
         for kind, text in VALUES.items():
-            if kind != "more depth" and at != ("format",):
-                again(made)
-                (folder / "manifest.json").write_text(with_text(good, at, text))
-                assert not unnoticed(folder), (at, kind)
+            again(made)
+            (folder / "manifest.json").write_text(with_text(good, at, text))
+            assert not unnoticed(folder), (at, kind)
+            if at == ("format",):
+                newer = kind in ("400 digits", "2 to the 40th")
+                with pytest.raises(ConfigError if newer else Damaged):
+                    verify(folder)
     for kind, name in {
         "up": "../{}",
         "far up": "../../../../../../../../etc/passwd",
@@ -631,6 +636,7 @@ def test_a_manifest_may_say_anything(folder: Path, made: Path, here: Path) -> No
         "two dots": "..",
         "no name of a file": "a\0b",
         "half a character": "\ud800",
+        "long": "x" * 5000,
         "a device": "/dev/zero",
     }.items():
         again(made)
@@ -669,6 +675,272 @@ def test_a_state_that_cannot_be_read(made: Path, here: Path) -> None:
             (NEWEST / "state.json").write_text(with_text(good, at, VALUES[kind]))
             signed(NEWEST)
             assert f"checkpoint {NEWEST.name} was rejected: " in told(RESUME, 0), (kind, at)
+
+
+def test_a_manifest_that_is_no_file(made: Path, here: Path) -> None:
+    """A pipe would be waited for, and a device never ends."""
+    for folder in (NEWEST, MODEL):
+        for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir):
+            again(made)
+            (folder / "manifest.json").unlink()
+            make(folder / "manifest.json")
+            assert not unnoticed(folder)
+
+
+def test_names_that_are_not_checkpoints(made: Path, here: Path) -> None:
+    folder = RUN / "checkpoints"
+    for name in ("step-13", "step-000000013", "step-0000001\u0663", "step-\u00b2", "step-x", "step-", "step--0000013"):
+        (folder / name).mkdir()
+    assert Checkpoints(folder, print).steps() == list(STEPS)
+    for name in ("step-00000013", "step-100000000"):
+        (folder / name).touch()
+    assert Checkpoints(folder, print).steps() == [*STEPS, 13, 100000000]
+    step, said = restored()
+    assert step == STEPS[-1]
+    assert [text.split()[1] for text in said] == ["step-100000000", "step-00000013"]
+
+
+def test_what_lies_in_the_way_of_a_checkpoint(made: Path, here: Path) -> None:
+    folder = RUN / "checkpoints"
+    for make in (Path.touch, lambda path: (path.mkdir(), (path / "x").touch())):
+        again(made, finished=False)
+        for name in (".tmp-x", ".trash-x", *(f".trash-step-{step:08d}" for step in STEPS)):
+            make(folder / name)
+        for step in STEPS[1:]:
+            flip(folder / f"step-{step:08d}" / "state.json", 9)
+        assert "continuing at epoch 2, step 8" in told(RESUME, 0)
+        assert Checkpoints(folder, print).steps() == list(STEPS)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_best_that_a_damaged_state_names(here: Path) -> None:
+    """What `_prune` keeps is read without a look at hashes."""
+    for content in ('{"best": [1]}', '{"best": "8"}', '{"best": 1e999}', "[]", "null", VALUES["more depth"]):
+        (NEWEST / "state.json").write_text(content)
+        Checkpoints(RUN / "checkpoints", print)._prune()
+    assert Checkpoints(RUN / "checkpoints", print).steps() == list(STEPS)
+
+
+ANOTHER = "checkpoint must be of this run's networks and optimizers, got another"
+
+
+def test_optimizer_tensors_of_other_shapes(made: Path, here: Path) -> None:
+    """A fused kernel would read, and write, behind their ends."""
+    good = load_file(NEWEST / "optim.safetensors")
+    moments = [key for key in good if key.endswith("exp_avg") and good[key].ndim == 2]
+    steps = [key for key in good if key.endswith("step")]
+    key, other = moments[:2]
+    assert good[key].shape != good[other].shape
+    cases = [{**good, key: value} for value in (torch.zeros(1), torch.zeros(()), good[other] + 0, torch.zeros(99, 99))]
+    cases += [{**good, key: good[key].flatten()}, {**good, steps[0]: torch.zeros(4)}, {**good, steps[0]: good[key] + 0}]
+    cases += [{name: value for name, value in good.items() if name != missing} for missing in (key, steps[0])]
+    cases += [{**good, name: good[key] + 0} for name in (f"{key}x", key.replace("weight", "nowhere"), "network")]
+    for tensors_ in cases:
+        again(made, finished=False)
+        save_file(tensors_, NEWEST / "optim.safetensors")
+        signed(NEWEST)
+        assert ANOTHER in told(RESUME, 2)
+    ema = load_file(NEWEST / "ema.safetensors")
+    again(made, finished=False)
+    save_file({name: torch.zeros(()) for name in ema}, NEWEST / "ema.safetensors")
+    signed(NEWEST)
+    assert ANOTHER in told(RESUME, 2)
+
+
+GROUP = ("players", "network", "groups", 0)
+STATES: dict[tuple[Any, ...], tuple[Any, ...]] = {  # what cannot stand at a place of state.json
+    (): (None, [], {"position": None}),
+    ("position",): (None, [], {}, 3),
+    ("position", "step"): (None, "12", [12], 11, True, 12.0),
+    ("position", "epoch"): (None, "x", -1, 1.5, [], True),
+    ("position", "batch"): (None, "x", -1, 10**9),
+    ("position", "seconds"): (None, "x", [], math.inf, 10**400),
+    ("position", "losses"): (None, "x", {"network": 3}, {"network": [1.0]}, {"network": ["x", 1]}, {"network": [1, 0]}),
+    ("position", "best_step"): ("x", [], {}, 1.5, -1),
+    ("position", "best_value"): ("x", [], {}),
+    ("position", "stopped_early"): (None, "x", 3),
+    ("scaler",): (None, "x", [1], ["x", "y"], {}),
+    ("threads",): (None, "x", 0, 2**60, []),
+    ("players",): (None, [], {}, {"network": None}),
+    GROUP: (None, [], 3),
+    (*GROUP, "lr"): (None, "x", [], True, math.nan, 10**400),
+    (*GROUP, "betas"): (None, 0.9, [0.9], ["x", "y"], [0.9, 0.99, 0.999], {}),
+    (*GROUP, "fused"): (None, False, "x", 1),
+    (*GROUP, "amsgrad"): (True, None),
+    (*GROUP, "param_names"): (None, [], "x", [1, 2, 3, 4], [[], [], [], []]),
+    ("players", "network", "plain"): (None, [], {"nowhere": {"x": 1}}, {"input": 3}),
+    ("players", "network", "scheduler"): (None, [], 3),
+}
+
+
+def test_a_state_of_wrong_kinds(made: Path, here: Path) -> None:
+    good = json.loads((NEWEST / "state.json").read_text())
+    for at, values in STATES.items():
+        for value in values:
+            again(made, finished=False)
+            (NEWEST / "state.json").write_text(json.dumps(changed(good, at, value)))
+            signed(NEWEST)
+            said = told(RESUME, 0, 2)
+            rejected = f"checkpoint {NEWEST.name} was rejected: state.json is not of step {STEPS[-1]}"
+            assert (rejected if at in ((), ("position",), ("position", "step")) else ANOTHER) in said, (at, value)
+
+
+def test_the_numbers_of_parameters_are_not_taken_from_a_file(made: Path, here: Path) -> None:
+    """Swapped, they would give each parameter the moments of another."""
+    again(made, finished=False)
+    told(RESUME, 0)
+    expected = (MODEL / "model.safetensors").read_bytes()
+    good = json.loads((OLD / "state.json").read_text())
+    numbers = good["players"]["network"]["groups"][0]["params"]
+    for value in (numbers[::-1], numbers[:1] * len(numbers), ["x"], None):
+        again(made, finished=False)
+        shutil.rmtree(NEWEST)
+        (OLD / "state.json").write_text(json.dumps(changed(good, (*GROUP, "params"), value)))
+        signed(OLD)
+        assert f"step {STEPS[1]}" in told(RESUME, 0)
+        assert (MODEL / "model.safetensors").read_bytes() == expected
+
+
+def test_links_in_a_run_lead_nowhere(made: Path, here: Path) -> None:
+    """Nothing outside the run's folder is written, nothing is waited for."""
+    names = ("metrics.jsonl", "run.lock", ".result.json.part", "result.json", "checkpoints", "checkpoints/.best.part")
+    victim = here / "victim"
+    for name in (*names, "checkpoints/.tmp-step-00000014", "logs", "model", ".model.new", "data.json"):
+        for kind in ("file", "folder", "nothing", "pipe"):
+            again(made, finished=False)
+            path = RUN / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if kind == "pipe":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(victim)
+            if kind == "file":
+                victim.write_text("mine")
+            elif kind == "folder":
+                (victim / "step-00000001").mkdir(parents=True)
+            assert f"in which {path.name} is a link or a pipe" in told(RESUME, 2), (name, kind)
+            if kind == "file":
+                assert victim.read_text() == "mine"
+                victim.unlink()
+            elif kind == "folder":
+                assert [path.name for path in victim.iterdir()] == ["step-00000001"]
+                shutil.rmtree(victim)
+            assert not victim.exists()
+            told("list runs", 0)
+
+
+def test_a_logger_writes_in_the_folder_of_its_run_alone(made: Path, here: Path) -> None:
+    good = yaml.safe_load((RUN / "config.yaml").read_text())
+    victim = here / "victim"
+    for path in (str(victim), "../../victim", "../victim", "..", "", "below/victim", "/", ["victim", "/x"]):
+        again(made, finished=False)
+        victim.write_text("mine\n")
+        logger = {"_target_": "dltrain.loggers.jsonl.JSONL", "path": path}
+        (RUN / "config.yaml").write_text(yaml.safe_dump({**good, "logger": {"more": logger}}))
+        assert "path of JSONL must be the name of a file in the run's folder, got " in told(RESUME, 2)
+        assert victim.read_text() == "mine\n"
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz"))
+YAMLS = {
+    "deep": "x: " + "[" * 5000 + "]" * 5000,
+    "no such day": "x: 2024-99-99",
+    "a day": "x: 2024-01-01",
+    "no time": "x: !!timestamp x",
+    "no number": "x: !!int ''",
+    "neither true nor false": "x: !!bool x",
+    "bytes": "x: !!binary aGVsbG8=",
+    "a set": "x: !!set {a, b}",
+    "a bomb": BOMB,
+    "a circle": "x: &x [*x]",
+    "an alias": "x: &x 1\ny: *x",
+    "numbers and words as keys": "3: 4",
+    "lists as keys": "? [a]\n: 3",
+    "half a character": 'x: "\\ud800"',
+    "5000 digits": "x: " + "9" * 5000,
+    "two documents": "x: 1\n---\ny: 2",
+    "no data": "data: null",
+    "a list of data": "data: []",
+    "data of nothing": "data: {}",
+    "no scheduler": "scheduler: {}",
+    "no format": "format: x",
+    "format 0": "format: 0",
+    "no choices": "choices: {}",
+    "no trust": "trust: null",
+}
+
+
+@pytest.mark.usefixtures("modest")
+@pytest.mark.parametrize("case", YAMLS)
+def test_yaml_that_is_no_config(case: str, made: Path, here: Path) -> None:
+    again(made, finished=False)
+    good = (RUN / "config.yaml").read_text()
+    key = YAMLS[case].partition(":")[0]
+    config = {name: value for name, value in yaml.safe_load(good).items() if name != key}
+    (RUN / "config.yaml").write_text(f"{yaml.safe_dump(config)}\n{YAMLS[case]}\n")
+    assert told(RESUME, 2).endswith("run, whose config.yaml is damaged")
+    (RUN / "config.yaml").write_text(good)
+    (RUN / "overrides.yaml").write_text(YAMLS[case])
+    assert told(f"{RESUME} epochs=4", 2).endswith("run, whose overrides.yaml is damaged")
+
+
+def test_what_is_written_has_no_aliases(here: Path) -> None:
+    """Or it could not be read."""
+    shared = ["x"]
+    write_yaml(Path("x.yaml"), {"one": shared, "other": shared})
+    assert read_yaml(Path("x.yaml")) == {"one": ["x"], "other": ["x"]}
+
+
+def test_settings_that_were_tampered_with(made: Path, here: Path) -> None:
+    """Without the hash they are noticed; with it, they are checked as typed ones are."""
+    good = yaml.safe_load((RUN / "config.yaml").read_text())
+    (RUN / "config.yaml").write_text(yaml.safe_dump(changed(good, ("data", "rows"), 90)))
+    assert told("evaluate run=run", 65).startswith(f"dltrain: {RUN}/config.yaml: has changed since run run was")
+    again(made, finished=False)
+    (RUN / "config.yaml").write_text(yaml.safe_dump(changed(good, ("data", "rows"), 90)))
+    assert told(RESUME, 65).startswith(f"dltrain: {RUN}/config.yaml: has changed since run run was started")
+    for at, value, sentence in (
+        (("optimizer", "lr"), "x", "optimizer.lr must be a number, got x"),
+        (("optimizer", "lr"), 10**400, "optimizer.lr must be a number, got 1000"),
+        (("optimizer", "betas"), [0.9], "optimizer.betas must be 2 numbers, got [0.9]"),
+        (("shards",), "x", "shards must be a whole number of at least 1, or null, got x"),
+        (("model", "hidden"), {"x": 3}, "model.hidden must be a list of whole numbers, got {x: 3}"),
+    ):
+        again(made, finished=False)
+        config = changed(good, at, value)
+        (RUN / "config.yaml").write_text(yaml.safe_dump({**config, "hash": digest(identity(config))}))
+        assert sentence in told(RESUME, 2)
+
+
+def test_a_monitor_that_is_no_name(made: Path, here: Path) -> None:
+    good = json.loads((RUN / "result.json").read_text())
+    for at in (("monitor",), ("direction",), ("epochs",), ("best_epoch",), ("rows_per_second",), ("valid", "loss")):
+        for kind in VALUES:
+            (RUN / "result.json").write_text(with_text(good, at, VALUES[kind]))
+            assert "\nrun " in f"\n{listed()}"
+            told("predict run=best input=new.csv", 0, 2)
+            told(RESUME, 0)
+            again(made)
+
+
+def test_a_list_of_strange_runs(made: Path, here: Path) -> None:
+    good = json.loads((RUN / "result.json").read_text())
+    assert listed().split()[:3] == ["run", "finished", "3"]
+    for at in (("monitor",), ("epochs",), ("valid", good["monitor"])):
+        for kind in ("a list", "400 digits", "depth"):
+            (RUN / "result.json").write_text(with_text(good, at, VALUES[kind]))
+            assert listed().split()[:5] == ["run", "unfinished", "-", "loss", "-"], (at, kind)
+    (RUN / "result.json").unlink()
+    os.mkfifo(RUN / "result.json")
+    assert listed().split()[:2] == ["run", "unfinished"]
+
+
+def listed() -> str:
+    """The line of the run in the list of all runs."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert cli.run(["list", "runs"]) == 0
+    return out.getvalue().splitlines()[1]
 
 
 def test_a_result_may_say_anything(made: Path, here: Path) -> None:

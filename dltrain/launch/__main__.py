@@ -1,0 +1,3 @@
+from dltrain.launch.rank import main
+
+main()
