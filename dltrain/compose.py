@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from dltrain.checks import ROOT, alike, not_options, overridden, problems
@@ -54,6 +55,16 @@ def checked(cfg: "DictConfig", choices: Mapping[str, Any], incomplete: bool = Fa
     if found:
         raise ConfigError("\n".join(found))
     return {**config, "choices": dict(choices)}
+
+
+def recheck(config: Mapping[str, Any]) -> None:
+    """Check a run's recorded settings as typed ones are, where the options that were chosen are known here."""
+    choices = config["choices"]
+    if any(not_options(group, option) for group, option in choices.items()):
+        return
+    settings = {key: value for key, value in config.items() if key not in ("format", "hash", "choices")}
+    if found := problems(deepcopy(settings), choices):
+        raise ConfigError("\n".join(found))
 
 
 def literals(words: list[str]) -> tuple[dict[str, Any], list[str]]:

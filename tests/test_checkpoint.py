@@ -130,7 +130,8 @@ def test_a_damaged_best_checkpoint_gives_the_last_weights(
     last = {name: value for name, value in found.items() if "ema.safetensors: network.head.weight" in name}
     assert found["model/model.safetensors: network.head.weight"] == next(iter(last.values()))
     assert undisturbed["model/model.safetensors: network.head.weight"] != next(iter(last.values()))
-    assert found["result"]["best_epoch"] == found["result"]["epochs"]
+    result = json.loads(found["result.json"])
+    assert result["best_epoch"] == result["epochs"]
 
 
 def test_a_checkpoint_of_a_newer_dltrain_is_left_alone(server: Server, killed_at_50: Path, tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def test_a_batch_with_fewer_rows_than_ranks(trainer: str, ranks: int, server: Se
     assert bits(trained(server, tmp_path, [*words, "batch_size=19"], trainer, ranks)) == bits(single)
 
 
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_world_of_one(trainer: str, server: Server, tmp_path: Path) -> None:
+    words = [*SMALL, "exact=true", "shards=8", "model.dropout=0.1", "clip_norm=1"]
+    assert bits(trained(server, tmp_path, [*words, "trainer.devices=1"], trainer)) == bits(
+        trained(server, tmp_path, words)
+    )
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adadelta", "adamax", "nadam", "radam", "rmsprop", "rprop", "asgd"])
 def test_every_elementwise_optimizer_moves_pieces_as_it_moves_the_whole(
     kind: str, server: Server, tmp_path: Path

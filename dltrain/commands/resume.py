@@ -1,13 +1,11 @@
 """Continue a run found by its name, elsewhere if wanted, or with more epochs as a new run."""
 
 import shutil
-from copy import deepcopy
 from dataclasses import dataclass, field
 
-from dltrain.checks import not_options, problems
 from dltrain.commands import parse_known
 from dltrain.commands.train import go
-from dltrain.compose import compose
+from dltrain.compose import compose, recheck
 from dltrain.errors import ConfigError, DataError
 from dltrain.launch import led, processes
 from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
@@ -30,7 +28,7 @@ def run(words: list[str]) -> int:
     if digest(identity(config)) != config["hash"]:
         what = config["data"].get("path") or found.folder / "config.yaml"
         raise DataError(f"{what}: has changed since run {found.name} was started")
-    _check(config)
+    recheck(config)
     new = _overridden(found, config, overrides)
     n = processes(new)
     with led(new) as leads:
@@ -40,16 +38,6 @@ def run(words: list[str]) -> int:
         elif leads:
             _extend(found, new, overrides, n)
     return 0
-
-
-def _check(config: Config) -> None:
-    """Check recorded settings as typed ones are, where the options that were chosen are known here."""
-    choices = config["choices"]
-    if any(not_options(group, option) for group, option in choices.items()):
-        return
-    settings = {key: value for key, value in config.items() if key not in ("format", "hash", "choices")}
-    if found := problems(deepcopy(settings), choices):
-        raise ConfigError("\n".join(found))
 
 
 def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:

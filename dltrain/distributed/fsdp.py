@@ -56,10 +56,15 @@ class FSDP(Processes):
             module.set_requires_gradient_sync(last or self.exact, recurse=False)
 
     def backward(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-        loss.backward()
+        if self.world_size == 1:  # FSDP scatters nothing then
+            super().backward(loss, parameters)
+        else:
+            loss.backward()
 
     def close(self, parameters: Sequence[Tensor]) -> None:
-        if self.exact:
+        if self.world_size == 1:
+            super().close(parameters)
+        elif self.exact:
             self.unsign(parameters)
 
     def agree_finite(self, flag: Tensor) -> None:
