@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import compose
-from dltrain.errors import ConfigError, UserError, nearest
+from dltrain.errors import ConfigError, UserError, nearest, tell
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -211,8 +211,7 @@ class Trials:
             config = compose.checked(cfg, compose.chosen(HydraConfig.get()))
             return train_run({**config, "name": None}, words), ""
         except UserError as error:
-            print("\n".join(f"dltrain: {line}" for line in str(error).splitlines()), file=sys.stderr)
-            return error.exit_code, str(error)
+            return tell(error), str(error)
         except Exception as error:
             traceback.print_exc()
             return 1, f"{type(error).__name__}: {error}"

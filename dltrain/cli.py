@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dltrain.commands import commands
-from dltrain.errors import ConfigError, Failed, UserError, nearest, of_disk
+from dltrain.errors import ConfigError, Failed, UserError, nearest, of_disk, tell
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal
 HELP = ("--help", "-h")
@@ -15,6 +15,7 @@ COMPLETION = ("--shell-completion", "-sc")
 
 def main() -> None:
     """Run the process's command line and exit with its code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection torch would say where in its C++
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append("")  # so that trust=[mynets] finds ./mynets.py; last, so that ./random.py hides nothing
     sys.exit(run(sys.argv[1:]) if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else rank(sys.argv[1:]))
@@ -43,11 +44,9 @@ def run(words: list[str]) -> int:
     except Failed as error:
         from dltrain.report.terminal import failure
 
-        sys.stdout.flush()
-        failure(str(error), error.log, error.command)
-        return error.exit_code
+        return failure(error)
     except UserError as error:
-        return _tell(str(error), error.exit_code)
+        return tell(error)
     except BrokenPipeError:  # the reader has gone, as in `dltrain list models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -55,15 +54,9 @@ def run(words: list[str]) -> int:
         refused = of_disk(error)
         if refused is None:
             raise
-        return _tell(str(refused), refused.exit_code)
+        return tell(refused)
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _tell(text: str, code: int) -> int:
-    sys.stdout.flush()
-    print("\n".join(f"dltrain: {line}" for line in text.splitlines()), file=sys.stderr)
-    return code
 
 
 def dispatch(words: list[str]) -> int:

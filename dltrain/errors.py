@@ -13,6 +13,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def lines(self) -> list[str]:
+        """What is shown."""
+        return str(self).splitlines()
+
 
 class ConfigError(UserError):
     """A setting: *setting* must *requirement*, got *value*."""
@@ -72,6 +76,16 @@ class Failed(Elsewhere):
     def __init__(self, exit_code: int, text: str, log: list[str], command: str) -> None:
         super().__init__(exit_code, text)
         self.log, self.command = log, command
+
+    def lines(self) -> list[str]:
+        return [*super().lines(), *(["", *self.log] if self.log else []), "", f"continue with  {self.command}"]
+
+
+def tell(error: UserError) -> int:
+    """Say on standard error what a user can do something about; returns the exit code."""
+    sys.stdout.flush()
+    print("\n".join(f"dltrain: {line}".rstrip() for line in error.lines()), file=sys.stderr)
+    return error.exit_code
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

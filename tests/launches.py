@@ -1,5 +1,6 @@
 """Whole launches of `python -m dltrain` for tests: each in a session of its own, with all it starts and leaves."""
 
+import atexit
 import json
 import os
 import re
@@ -12,6 +13,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from dltrain.checkpoint import Checkpoints, verify
 
 SMALL = ("data=xor", "data.rows=600", "model.hidden=[8]", "epochs=2", "name=run")  # 7 steps an epoch
 DDP = (*SMALL, "trainer=ddp", "trainer.devices=2")
@@ -26,7 +31,7 @@ class Started:
     def __init__(self, folder: Path, words: Sequence[str], command: Sequence[str] = OURS, **env: str) -> None:
         self.folder, self.mark, self.run = folder, uuid.uuid4().hex, folder / "outputs" / "run"
         self.ours = command is OURS
-        self.temporary = folder / "temporary"
+        self.temporary = folder / f"temporary-{self.mark}"
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.phases = folder / f"phases-{self.mark}"
         self.phases.touch()
@@ -42,6 +47,7 @@ class Started:
                 stderr=err,
                 start_new_session=True,
             )
+        atexit.register(self.signal_group, signal.SIGKILL)  # of a test that failed
 
     @property
     def out(self) -> str:
@@ -139,6 +145,19 @@ def free_port() -> int:
 def weights(folder: Path) -> str:
     """What the run of a folder came to."""
     return str(json.loads((folder / "outputs/run/result.json").read_text())["weights_sha256"])
+
+
+def folders(folder: Path) -> list[str]:
+    """The names of all that lies in `outputs`, hidden or not."""
+    return sorted(path.name for path in (folder / "outputs").iterdir()) if (folder / "outputs").exists() else []
+
+
+def saved(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, all of which are whole."""
+    checkpoints = Checkpoints(run / "checkpoints", pytest.fail)
+    for step in checkpoints.steps():
+        verify(checkpoints.folder / f"step-{step:08d}", step)
+    return checkpoints.steps()
 
 
 def epochs(said: str) -> list[int]:

@@ -166,7 +166,7 @@ class Processes(Single):
         dist.init_process_group(
             self.backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=self.timeout
         )
-        self.pairs = _pairs(self.rank, self.world_size) if self.exact else []
+        self.pairs = _pairs(self.rank, self.world_size, self.timeout) if self.exact else []
         return self
 
     def __exit__(self, *reason: object) -> None:
@@ -283,13 +283,13 @@ class Processes(Single):
         return every
 
 
-def _pairs(rank: int, size: int) -> list[dist.ProcessGroup]:
+def _pairs(rank: int, size: int, timeout: timedelta) -> list[dist.ProcessGroup]:
     """The groups of two in which a rank exchanges sums: with the rank whose number differs in bit 0, 1, ..."""
     mine = []
     for bit in (1 << k for k in range(size.bit_length() - 1)):
         for first in range(size):
             if not first & bit:
-                group = dist.new_group([first, first | bit])
+                group = dist.new_group([first, first | bit], timeout)
                 if rank in (first, first | bit):
                     mine.append(group)
     return mine

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain.errors import ConfigError, UserError
+from dltrain.errors import ConfigError, UserError, tell
 from dltrain.launch.plan import external, follows
 from dltrain.launch.rank import PATIENCE
 from dltrain.report.terminal import Terminal
@@ -50,8 +50,7 @@ def lead(command: Callable[[], int]) -> int:
         store()  # at once: the others do not wait for long
         code = command()
     except ConfigError as error:
-        print(f"dltrain: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except SystemExit as error:
         return int(error.code or 0)
     except Exception as error:
@@ -93,9 +92,8 @@ def follow(dispatch: Callable[[list[str]], int]) -> int:
                     run = Run(Path(message["folder"]))
                     work(run, message["name"], run.trusted(message["trust"]), Terminal(quiet=True))
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK") == "0":  # on another node, where nobody else would say it
-            print(f"dltrain: {error}", file=sys.stderr)
-        return error.exit_code
+        first = os.environ.get("LOCAL_RANK") == "0"  # on another node, where nobody else would say it
+        return tell(error) if first else error.exit_code
     except Exception as error:
         return apart(error)
     return 0

@@ -33,12 +33,16 @@ INITS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 def initialise(network: nn.Module, init: str) -> None:
-    """Draw the weights of every affine map and convolution anew, their biases zero; `default` leaves torch's draw."""
+    """Draw the weights of every affine map, convolution and gate anew, biases zero; `default` leaves torch's draw."""
     draw = INITS[one_of("init", init, INITS)]
     if draw is None:
         return
     for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            draw(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.RNNBase):
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim == 1:
+                    nn.init.zeros_(parameter)
+                    continue
+                rows = module.hidden_size if isinstance(module, nn.RNNBase) else len(parameter)
+                for matrix in parameter.detach().split(rows):  # of a recurrent layer, each gate's
+                    draw(matrix)

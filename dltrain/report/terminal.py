@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from dltrain.errors import Failed, tell
 from dltrain.report.description import kind, many, source, splits_line, target_line, values
 from dltrain.report.progress import Progress
 from dltrain.report.text import aligned, number, shown
@@ -192,14 +193,14 @@ class Terminal:
             self._line(Text(line, style="" if k else "bold"))
 
 
-def failure(text: str, log: list[str], command: str) -> None:
-    """Say on standard error what failed, with the last lines of its log and the command that goes on from there."""
+def failure(error: Failed) -> int:
+    """As `tell`, in a panel where a person looks."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    lines = [text, *(["", *log] if log else []), "", f"continue with  {command}"]
-    if console.is_terminal:
-        console.print(Panel(Text(shown("\n".join(lines))), title="training failed", border_style="red"))
-    else:
-        print("\n".join(f"dltrain: {line}".rstrip() for line in lines), file=sys.stderr)
+    if not console.is_terminal:
+        return tell(error)
+    sys.stdout.flush()
+    console.print(Panel(Text(shown("\n".join(error.lines()))), title="training failed", border_style="red"))
+    return error.exit_code
 
 
 def _console() -> Console:

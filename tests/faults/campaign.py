@@ -114,10 +114,11 @@ class Campaign:
             self.damaged.append(f"{launch}\n{said}")
 
     def follow(self, folder: Path, steps: list[int], passed: list[str], said: str) -> None:
-        """Checkpoints never become fewer steps, and the newest is where the run went on."""
+        """The newest checkpoint, and what was published after it, is there; and it is where the run went on."""
         now = readable(folder, self.damaged)
-        if steps and (not now or now[-1] < steps[-1]):
-            self.lost.append(f"{folder}: step {steps[-1]} went, and {now} are left")
+        before, saved = max(steps, default=-1), "renamed" in passed
+        if max(now, default=-1) < before + saved:
+            self.lost.append(f"{folder}: {steps} were there, {'one more was saved, ' * saved}and {now} are left")
         if steps and "train" in passed and f"step {steps[-1]}\n" not in said:
             self.lost.append(f"{folder}: did not go on from step {steps[-1]}\n{said}")
 
@@ -140,19 +141,12 @@ class Campaign:
             lines.append(f"| {phase} | {' | '.join(map(str, [*numbers, sum(numbers)]))} |")
         sums = [sum(self.kills[phase, place] for phase in PHASES) for place in PLACES]
         lines += [f"| all | {' | '.join(map(str, [*sums, self.kills.total()]))} |", ""]
-        victims = ", ".join(f"{name} {number}" for name, number in sorted(self.victims.items()))
-        lines += [
-            f"Killed first: {victims}.",
-            "",
-            "| runs | starts | kills | restarts |",
-            "| ---: | ---: | ---: | ---: |",
-        ]
-        lines += [f"| {self.runs} | {self.launches} | {self.kills.total()} | {self.launches - self.runs} |", ""]
-        kinds = {"unreadable files": self.damaged, "lost checkpoints": self.lost, "differing bits": self.differing}
-        kinds |= {"failures": self.failed, "hangs": self.hung, "orphans": self.orphans}
-        return "\n".join([*lines, f"| {' | '.join(kinds)} |", "|" + " ---: |" * len(kinds)]) + (
-            f"\n| {' | '.join(str(len(found)) for found in kinds.values())} |\n"
-        )
+        counts: dict[str, int] = {"runs": self.runs, "restarts": self.launches - self.runs}
+        counts |= {"lost checkpoints": len(self.lost), "unreadable files": len(self.damaged)}
+        counts |= {"differing bits": len(self.differing), "failures": len(self.failed)}
+        counts |= {"hangs": len(self.hung), "orphans": len(self.orphans)}
+        lines += [f"| {' | '.join(counts)} |", "|" + " ---: |" * len(counts)]
+        return "\n".join([*lines, f"| {' | '.join(map(str, counts.values()))} |"])
 
 
 def await_moment(launch: Launch, phases: Path, wanted: str, chance: random.Random) -> None:
@@ -206,19 +200,22 @@ def readable(folder: Path, damaged: list[str]) -> list[int]:
 
 def successes(
     server: Server, folder: Path, runs: int, tell: Callable[[str], None] = lambda text: None
-) -> tuple[list[list[int]], set[str]]:
-    """The exit codes of all ranks of short runs on four ranks, ddp and fsdp in turn, and the weights they came to."""
-    ends, weights = [], set()
+) -> tuple[list[str], set[str]]:
+    """Short runs on four ranks, ddp and fsdp in turn: how some failed, and the weights that the others came to."""
+    failed: list[str] = []
+    weights: set[str] = set()
     for number in range(runs):
-        words = [*WORDS, "epochs=1", f"trainer={('ddp', 'fsdp')[number % 2]}", f"output_root=short{number}"]
-        launch = server.start(words, folder, ranks=4)
-        _, said = launch.wait()
-        ends.append([launch.codes[rank] for rank in range(4)])
-        if any(ends[-1]):
-            tell(said)
+        root, trainer = folder / f"short{number}", ("ddp", "fsdp")[number % 2]
+        launch = server.start([*WORDS, "epochs=1", f"trainer={trainer}", f"output_root={root}"], folder, ranks=4)
+        try:
+            _, said = launch.wait()
+        except Hang as hang:
+            said = str(hang)
+        codes, orphans = [launch.codes[rank] for rank in range(4)], launch.orphans()
+        if any(codes) or orphans:
+            failed.append(f"{root} {trainer} {codes} {orphans}\n{said}")
         else:
-            result = folder / f"short{number}" / "run" / "result.json"
-            weights.add(json.loads(result.read_text())["weights_sha256"])
-            shutil.rmtree(folder / f"short{number}")
-        tell(f"{number + 1} runs of four ranks, {sum(not any(codes) for codes in ends)} ended with 0")
-    return ends, weights
+            weights.add(json.loads((root / "run" / "result.json").read_text())["weights_sha256"])
+            shutil.rmtree(root)
+        tell(f"{number + 1} runs of four ranks, {len(failed)} failed")
+    return failed, weights

@@ -51,7 +51,7 @@ def test_a_kill_at_every_named_place(server: Server, undisturbed: dict[str, str]
 
 
 FORGET = """
-from dltrain import train
+from dltrain import order, step, train
 unpack = train.unpack
 def forgetful(task, players, trainer, tensors, state):
     position, player = state["position"], state["players"]["network"]
@@ -61,12 +61,14 @@ train.unpack = forgetful
 """
 PIECES = {
     "nothing": "pass",
-    "the optimizer's moments": "[v.zero_() for k, v in tensors['optim'].items() if '|exp_avg' in k]",
+    "the optimizer's moments": "[v.zero_() for k, v in tensors['optim'].items() if k.endswith('|exp_avg')]",
+    "their squares": "[v.zero_() for k, v in tensors['optim'].items() if k.endswith('|exp_avg_sq')]",
     "the optimizer's step": "[v.zero_() for k, v in tensors['optim'].items() if k.endswith('|step')]",
     "the learning rate": "player['groups'][0]['lr'] = 0.1",
     "the schedule": "player['scheduler']['last_epoch'] = 0",
     "weights": "[v.zero_() for k, v in tensors['model'].items() if k.endswith('weight')]",
     "batch statistics": "[v.zero_() for k, v in tensors['model'].items() if 'running_mean' in k]",
+    "batch variances": "[v.fill_(1) for k, v in tensors['model'].items() if 'running_var' in k]",
     "the average": "tensors['ema'] = {k: tensors['model'][k] for k in tensors['ema']}",
     "the epoch": "position['epoch'] = 0",
     "the batch": "position['batch'] = 0",
@@ -77,10 +79,13 @@ PIECES = {
     "the best step": "position['best_step'] = None",
     "the best epoch": "position['best_epoch'] = None",
     "evaluations since the best": "position['since_best'] = 0",
+    "the seed of the order": "train.epoch_order = lambda rows, seed, epoch: order.epoch_order(rows, seed + 1, epoch)",
+    "the seed of the noise": "step.noise_seed = lambda seed, *rest: order.noise_seed(seed + 1, *rest)",
 }
-
-
-ACROSS = ("nothing", "the optimizer's moments", "batch statistics", "the average", "the batch", "the best value")
+ACROSS = (
+    *("nothing", "the optimizer's moments", "the optimizer's step", "the schedule", "batch statistics", "the average"),
+    *("the batch", "the step", "the best value", "evaluations since the best", "the seed of the noise"),
+)
 
 
 def resumed(server: Server, killed: Path, folder: Path, place: str, patch: str = "") -> dict[str, str]:
@@ -111,6 +116,15 @@ def test_a_forgotten_piece_is_noticed_on_several_ranks(
     assert (found == undisturbed) == (piece == "nothing")
 
 
+@pytest.mark.parametrize("piece", ["pass", "position['stopped_early'] = False"])
+def test_a_forgotten_stop_is_noticed(piece: str, server: Server, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """A run that was killed after early stopping has stopped."""
+    assert server.run(WORDS, tmp_path, FAULT="conclude:kill")[0] == -signal.SIGKILL
+    code, said = server.run(WORDS, tmp_path, FORGET.format(piece))
+    assert code == 0, said
+    assert (outcome(tmp_path / "outputs" / "run") == undisturbed) == (piece == "pass")
+
+
 DRAW = """
 import random, numpy, torch
 torch.manual_seed(99), torch.rand(1000), numpy.random.rand(1000), random.random()
@@ -126,8 +140,25 @@ def test_no_generator_is_part_of_the_state(
     assert resumed(server, killed_at_50, tmp_path / "copy", place, patch) == undisturbed
 
 
-def test_the_scale_of_float16_is_part_of_the_state() -> None:
-    """No CPU trains in float16, so a whole run cannot show it: the scale and its growth survive a checkpoint."""
+SCALED = """
+from dltrain.player import Finite
+made = Finite.__init__
+Finite.__init__ = lambda self, device, scaled: made(self, device, scaled=True)
+"""
+
+
+def test_a_forgotten_scale_is_noticed(server: Server, tmp_path: Path) -> None:
+    """No CPU trains in float16, but float32 can be scaled as if it were that."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone.mkdir(), killed.mkdir()
+    assert server.run(WORDS, alone, SCALED)[0] == 0
+    assert server.run(WORDS, killed, SCALED + STOP_AT_50)[0] == -signal.SIGKILL
+    for number, piece in enumerate(["pass", "state['scaler'] = []"]):
+        found = resumed(server, killed, tmp_path / str(number), "single", SCALED + FORGET.format(piece))
+        assert (found == outcome(alone / "outputs" / "run")) == (piece == "pass")
+
+
+def test_the_scale_of_float16_doubles_as_if_nothing_had_happened() -> None:
     scaled = [Finite(torch.device("cpu"), scaled=True) for _ in range(3)]
     before, restored, forgetful = scaled
 
@@ -144,6 +175,30 @@ def test_the_scale_of_float16_is_part_of_the_state() -> None:
             step(finite, 1.0)
     assert before.state() == restored.state() == [2.0**16, 0]  # it doubles after 2000 good steps
     assert forgetful.state() == [2.0**16, 1998]
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CHOICES = [f"{group}={path.stem}" for group in ("optimizer", "scheduler") for path in (CONFIGS / group).glob("*.yaml")]
+SMALL = "data=xor data.rows=200 model.hidden=[8] epochs=5 batch_size=40 trainer.save_every=3steps trainer.threads=1"
+MORE = {  # settings with which something is kept, and moves within a few epochs
+    "optimizer=sgd": ["optimizer.momentum=0.9"],
+    "scheduler=plateau": ["scheduler.patience=1", "scheduler.threshold=1"],
+    "scheduler=step": ["scheduler.step_size=2"],
+}
+
+
+@pytest.mark.parametrize("word", sorted(CHOICES))
+def test_every_optimizer_and_scheduler_goes_on(word: str, server: Server, tmp_path: Path) -> None:
+    """What each of them keeps is saved, all of it."""
+    words = [*SMALL.split(), "name=run", word, *MORE.get(word, [])]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone.mkdir(), killed.mkdir()
+    assert server.run(words, killed, FAULT="saved:kill:5")[0] == -signal.SIGKILL
+    for folder in (alone, killed):
+        code, said = server.run(words, folder)
+        assert code == 0, said
+        assert ("continuing at" in said) == (folder == killed)
+    assert outcome(alone / "outputs" / "run") == outcome(killed / "outputs" / "run")
 
 
 def test_a_checkpoint_of_four_ranks_continues_everywhere(
