@@ -70,7 +70,7 @@ class Campaign:
         before, ended = self.kills.total(), False
         while not ended and not self.faults():
             ended = self.launch(folder, leave=self.kills.total() - before >= KILLS)
-        if ended:
+        if ended and not self.faults():
             found = outcome(folder / "outputs" / "run")
             keys = sorted({*found, *self.expected})
             self.differing += [f"{folder}: {key}" for key in keys if found.get(key) != self.expected.get(key)]

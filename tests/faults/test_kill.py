@@ -150,7 +150,8 @@ Finite.__init__ = lambda self, device, scaled: made(self, device, scaled=True)
 def test_a_forgotten_scale_is_noticed(server: Server, tmp_path: Path) -> None:
     """No CPU trains in float16, but float32 can be scaled as if it were that."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir(), killed.mkdir()
+    alone.mkdir()
+    killed.mkdir()
     assert server.run(WORDS, alone, SCALED)[0] == 0
     assert server.run(WORDS, killed, SCALED + STOP_AT_50)[0] == -signal.SIGKILL
     for number, piece in enumerate(["pass", "state['scaler'] = []"]):
@@ -192,7 +193,8 @@ def test_every_optimizer_and_scheduler_goes_on(word: str, server: Server, tmp_pa
     """What each of them keeps is saved, all of it."""
     words = [*SMALL.split(), "name=run", word, *MORE.get(word, [])]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir(), killed.mkdir()
+    alone.mkdir()
+    killed.mkdir()
     assert server.run(words, killed, FAULT="saved:kill:5")[0] == -signal.SIGKILL
     for folder in (alone, killed):
         code, said = server.run(words, folder)
