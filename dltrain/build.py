@@ -39,14 +39,18 @@ class Builder:
         self.handed: dict[str, Any] = {}
         self.asked: set[str] = set()  # names of parts that some signature has asked for
 
-    def part(self, group: str) -> Factory:
-        """The factory of the group's one component; raises ConfigError for a target or setting that cannot be."""
-        return self._factory(self.config[group], group, group)
+    def part(self, group: str, **changed: Any) -> Factory:
+        """The factory of the group's one component, with some settings changed; raises ConfigError as `locate` does."""
+        node = self.config[group]
+        return self._factory({**node, **changed} if changed else node, group, group)
+
+    def kind(self, group: str) -> Any:
+        """The class or function of the group's one component."""
+        return locate(self.config[group]["_target_"], f"{group}._target_", group, self.trust)
 
     def accepts(self, group: str, setting: str) -> bool:
         """True if the constructor of the group's component has a parameter of that name."""
-        target = locate(self.config[group]["_target_"], f"{group}._target_", group, self.trust)
-        return setting in inspect.signature(target).parameters
+        return setting in inspect.signature(self.kind(group)).parameters
 
     def parts(self, group: str) -> dict[str, Factory]:
         """The factories of a group of which several may be chosen, in the order of the config."""
@@ -65,7 +69,8 @@ class Builder:
                 if key not in parameters:
                     known = nearest(key, [name for name in parameters if name not in self.handed])
                     raise ConfigError(f"{where}.{key} must be a setting of {target.__name__}{known}")
-        return functools.partial(self._make, target, where, parameters, settings)
+        made = functools.partial(self._make, target, where, parameters, settings)
+        return functools.update_wrapper(made, target, (), ())  # inspect.signature sees what the component takes
 
     def _make(self, target: Any, where: str, parameters: Mapping, settings: dict, *args: Any, **handed: Any) -> Any:
         taken = {*settings, *list(parameters)[: len(args)]}

@@ -1,5 +1,6 @@
 """The bundle of a finished run: a trained network with everything that predict needs, in one folder without pickle."""
 
+import inspect
 import json
 import shutil
 import warnings
@@ -8,7 +9,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -68,11 +68,12 @@ class Model:
             self.preparation.targets(frame, "model.json")
 
     @torch.no_grad()
-    def outputs(self, features: Tensor) -> Tensor:
-        """What the task predicts for prepared features (rows, *shape_in)."""
-        size = chunk_size(features)
-        parts = [self.task.predictions({"features": piece}) for piece in features.split(size)] if len(features) else []
-        return torch.cat(parts) if parts else self.task.predictions({"features": features})
+    def outputs(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """What the task predicts for prepared features (rows, *shape_in), or of them where the target is known."""
+        size = chunk_size(features, self.task.widens)
+        rows = {"features": features} | ({} if target is None else {"target": target})
+        pieces = [{key: v[start : start + size] for key, v in rows.items()} for start in range(0, len(features), size)]
+        return torch.cat([self.task.predictions(piece) for piece in pieces or [rows]])
 
     def predict(self, frame: "pd.DataFrame", source: str = "frame", first_row: int = 0) -> "pd.DataFrame":
         """Predictions in the order of the rows: `row`, id columns, then what `dltrain predict` writes."""
@@ -88,34 +89,41 @@ class Model:
                 columns[f"id_{name}" if taken else name] = frame[name].to_numpy()
         return pd.DataFrame(columns | named)
 
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, **told: Any) -> "pd.DataFrame":
+        """New rows as a file would have them, or a column `text`; `told` are further arguments of the task's `sample`.
+
+        Raises ConfigError for a task that makes none, or that cannot be told so.
+        """
+        import pandas as pd
+
+        for word in told.keys() - inspect.signature(self.task.sample).parameters:
+            raise ConfigError(f"{word} must be left out with task={type(self.task).__name__.lower()}")
+        torch.manual_seed(seed)
+        made = self.task.sample(n, **told)
+        return pd.DataFrame({"text": made}) if isinstance(made, list) else self.preparation.restored(made)
+
     def evaluate(self, frame: "pd.DataFrame", source: str = "frame") -> dict[str, float]:
         """Metrics of rows that have the target column; raises DataError if they do not."""
         truth = self.preparation.targets(frame, source)
-        return self.score(self.preparation.features(frame, source), {"target": truth})
+        features = self.preparation.features(frame, source)
+        return self.score(features, {"features": features, "target": truth})
 
     def score(self, features: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of prepared rows."""
-        return self.task.metrics(self.outputs(features), rows)
+        return self.task.metrics(self.outputs(features, rows["target"]), rows)
 
     def evaluate_file(self, source: str, rows: int = 65536) -> tuple[dict[str, float], int]:
         """Metrics of a file with the target, and of how many rows; rows whose target is missing are left out."""
-        name = "standard input" if source == "-" else Path(source).name
-        predictions, truths, first = [], [], 0
-        for frame in self.preparation.read(source, rows):
-            if not self.preparation.has_target(frame):
-                absent = [column for column in self.preparation.target.names if column not in frame.columns]
-                raise DataError(
-                    f"{name}: has no column {', '.join(absent)}, the target that metrics are measured against"
-                )
-            known = self.preparation.known(frame)
-            place = np.flatnonzero(known) + first
-            predictions.append(self.outputs(self.preparation.features(frame[known], name, place)))
-            truths.append(self.preparation.targets(frame[known], name, place))
-            first += len(frame)
-        truth = torch.cat(truths)
-        if not len(truth):
+        predictions, pieces = [], []
+        for piece in self.preparation.labelled(source, rows):
+            predictions.append(self.outputs(piece["features"], piece["target"]))
+            pieces.append(piece)
+        whole = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        if not len(whole["target"]):
+            name = "standard input" if source == "-" else Path(source).name
             raise DataError(f"{name}: has no row with a target")
-        return self.task.metrics(torch.cat(predictions), {"target": truth}), len(truth)
+        return self.task.metrics(torch.cat(predictions), whole), len(whole["target"])
 
     def predict_file(self, source: str, rows: int = 65536) -> "Iterator[pd.DataFrame]":
         """Predictions for a file (or `-`, standard input), a chunk at a time in the order of its rows."""
@@ -179,13 +187,37 @@ def _no_larger(weights: Path) -> Iterator[None]:
 
 def make_task(builder: Builder, preparation: Any) -> Task:
     """Build the task and its networks for prepared data; raises ConfigError for parts that do not fit."""
+    _check_reads(builder, preparation.gives)
     builder.handed["target"] = preparation.target
     builder.handed["shape_in"] = preparation.shape_in
+    builder.handed["vocabulary"] = getattr(preparation, "vocabulary", None)  # of tokens: how many there are
     for group in ("activation", "loss", "model"):
         builder.handed[group] = builder.part(group)
-    task: Task = builder.part("task")(data=preparation)
+    try:
+        task: Task = builder.part("task")(data=preparation)
+    except ConfigError as error:
+        if not str(error).startswith("model="):
+            raise
+        raise ConfigError(f"{_named(builder, 'task')}: {error}") from error  # networks know no tasks
     task.check()
     return task
+
+
+def _check_reads(builder: Builder, gives: str) -> None:
+    """Raise ConfigError unless data, task and model are all of features, or all of tokens, or of pairs of them."""
+    model, task = (_named(builder, group) for group in ("model", "task"))
+    reads, wanted = (getattr(builder.kind(group), "reads", "features") for group in ("model", "task"))
+    if reads != wanted:
+        raise ConfigError(f"{task} must go with a model of {wanted}, got {model}, which reads {reads}")
+    if gives != wanted:
+        data = _named(builder, "data")
+        raise ConfigError(f"{task} and {model} must go with data of {wanted}, got {data}, which gives {gives}")
+
+
+def _named(builder: Builder, group: str) -> str:
+    """A group and what was chosen of it, as one types it."""
+    choice = builder.config.get("choices", {}).get(group)
+    return f"{group}={choice or builder.kind(group).__name__.lower()}"
 
 
 def save(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], preparation: Any) -> str:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # Names of files and columns are taken as they are typed: Hydra's grammar knows no spaces, brackets or accents.
 LITERAL = re.compile(
-    r"\+{0,2}(data\.columns\..+|data\.(?:path|\w+_path|target|id|ignore|weight|delimiter|split\.by)|name|output_root)"
+    r"\+{0,2}(data\.columns\..+|data\.(?:path|\w+_path|source|target|id|ignore|weight|delimiter|time|entity|image|split\.by)"
+    r"|name|output_root)"
 )
 TYPED = "+typed=typed"  # carries literal text past Hydra's grammar, as a config of its store
 

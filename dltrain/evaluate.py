@@ -14,9 +14,12 @@ CHUNK_NUMBERS = 2**20  # numbers in the features of one evaluation pass
 CHUNK_ROWS = 2048  # at most: with more, the outputs of a layer leave a core's cache (an MLP is 15 % slower with 8192)
 
 
-def chunk_size(features: Tensor) -> int:
-    """Rows of one pass: fixed by the shape of a row alone, so that it does not depend on where a run computes."""
-    return max(16, min(CHUNK_ROWS, CHUNK_NUMBERS // max(1, features.shape[1:].numel())))
+def chunk_size(features: Tensor, widens: int = 1) -> int:
+    """Rows of one pass: fixed by the shape of a row alone, so that it does not depend on where a run computes.
+
+    `widens` as in Task.
+    """
+    return max(16, min(CHUNK_ROWS, CHUNK_NUMBERS // max(1, features.shape[1:].numel() * widens)))
 
 
 @torch.no_grad()
@@ -30,12 +33,14 @@ def assess(
     names: list[str] = []
     sums: list[Tensor] = []
     parts: list[Tensor] = []
-    n_rows, size = len(rows["features"]), chunk_size(rows["features"])
+    n_rows, size = len(rows["features"]), chunk_size(rows["features"], task.widens)
     task.eval()
     with ExitStack() as stack:
         for player in players.values():
             stack.enter_context(player.averaged())
         for start, end in trainer.chunks(n_rows, size):
+            if task.draws:
+                trainer.seed(start)  # the same noise at every evaluation
             with trainer.autocast():
                 moves, predictions = task.assess({key: v[start:end].to(trainer.device) for key, v in rows.items()})
             names = [name for name, _, _ in moves]

@@ -19,6 +19,7 @@ class Target(Protocol):
 class Regularizer:
     """Up to three verbs, each called at one place in the loop; a verb not overridden does nothing."""
 
+    reads = "features"  # what its rows are made of; a task of another kind refuses it
     draws = False  # uses the random generator, which the loop seeds before each shard
     reads_activations = False  # its penalty needs the outputs of the activation layers, and sums over rows
 

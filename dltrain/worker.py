@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import FrameType
 from typing import Any
@@ -132,7 +132,7 @@ def assemble(
     settings: Settings, builder: Builder, trainer: Single, data: Data, task: Task, checkpoints: Checkpoints
 ) -> Training:
     """The players of a task, their regularizers, and the rows they train on."""
-    regularizers = _regularizers(builder)
+    regularizers = _regularizers(builder, task)
     stopping = next((r for r in regularizers if isinstance(r, EarlyStopping)), EarlyStopping(patience=NEVER))
     shards = settings.shards or trainer.world_size
     rows = {split: _resident(getattr(data, split), trainer) for split in ("train", "valid")}
@@ -146,7 +146,8 @@ def assemble(
     builder.handed["mode"] = training.direction
     steps = len(training.bounds) * settings.epochs
     for name, network in task.named_children():
-        players[name] = _player(name, network, builder, settings, regularizers, steps, trainer)
+        own, moves = task.players.get(name, {}), steps * task.moves.get(name, 1)
+        players[name] = _player(name, network, builder, settings, regularizers, own, moves, trainer)
     if step.least > 1 and min(end - start for start, end in training.bounds) < step.least:
         raise ConfigError(f"batch_size must be at least 2 with batch normalisation, got {settings.batch_size}")
     return training
@@ -158,29 +159,34 @@ def _player(
     builder: Builder,
     settings: Settings,
     regularizers: list[Regularizer],
+    own: Mapping[str, Any],
     steps: int,
     trainer: Single,
 ) -> Player:
-    """A network with an optimizer and a scheduler of its own."""
+    """A network with an optimizer and a scheduler, some of whose settings may be its own."""
     counts = dict.fromkeys(("total_steps", "T_max"), steps)  # what schedulers call the number of steps
     learnt = [(key, parameter) for key, parameter in network.named_parameters() if parameter.requires_grad]
     held = [(key, trainer.local(parameter)) for key, parameter in learnt]
     pieces = [(whole, piece) for (_, whole), (_, piece) in zip(learnt, held, strict=True) if whole is not piece]
+    mine = {group: {key: value for key, value in part.items() if value is not None} for group, part in own.items()}
     # fused kernels round the tail of a tensor differently, and a sharded tensor has other tails
-    optimizer = builder.part("optimizer")(held, fused=None if settings.exact else True)
+    optimizer = builder.part("optimizer", **mine.get("optimizer", {}))(held, fused=None if settings.exact else True)
     trainer.check(optimizer)
-    scheduler: LRScheduler = builder.part("scheduler")(optimizer, **counts)
+    scheduler: LRScheduler = builder.part("scheduler", **mine.get("scheduler", {}))(optimizer, **counts)
     every_step = any(builder.accepts("scheduler", word) for word in counts)
-    mine = [r for r in regularizers if r.players is None or name in r.players]
+    applied = [r for r in regularizers if r.players is None or name in r.players]
     return Player(
-        name, network, optimizer, scheduler, every_step, mine, settings.clip_norm, settings.ema, trainer, pieces
+        name, network, optimizer, scheduler, every_step, applied, settings.clip_norm, settings.ema, trainer, pieces
     )
 
 
-def _regularizers(builder: Builder) -> list[Regularizer]:
+def _regularizers(builder: Builder, task: Task) -> list[Regularizer]:
     """The regularizers in the order of their table, whatever was typed; a user's own come last."""
-    made = [make() for make in builder.parts("regularizer").values()]
-    return sorted(made, key=lambda part: ORDER.index(type(part)) if type(part) in ORDER else len(ORDER))
+    made = {name: make() for name, make in builder.parts("regularizer").items()}
+    for name, part in made.items():
+        if part.reads != task.reads and type(part).rows is not Regularizer.rows:
+            raise ConfigError(f"regularizer={name} must go with rows of {part.reads}, got rows of {task.reads}")
+    return sorted(made.values(), key=lambda part: ORDER.index(type(part)) if type(part) in ORDER else len(ORDER))
 
 
 def _resident(rows: Rows, trainer: Single) -> Rows:
@@ -239,8 +245,9 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
     for player in training.players.values():
         player.decay = None  # the averaged weights are in place
     scores: dict[str, dict[str, float]] = {}
-    for split, rows in (("valid", data.valid), ("test", data.test)):
-        scores[split] = _scores(task, training, rows, tunes=split == "valid") if len(rows["target"]) else {}
+    for split in dict.fromkeys((task.concludes_on, "valid", "test")):
+        rows = getattr(data, split)
+        scores[split] = _scores(task, training, rows, split == task.concludes_on) if len(rows["target"]) else {}
     weights = {key: trainer.whole(trainer.local(value), value) for key, value in task.state_dict().items()}
     return {
         "status": "finished",
@@ -256,7 +263,7 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
 
 
 def _scores(task: Task, training: Training, rows: Rows, tunes: bool) -> dict[str, float]:
-    """Losses and metrics of a split, after the task has set what it sets by validation rows."""
+    """Losses and metrics of a split, after the task has set what it sets by its rows."""
     losses, predictions = assess(task, training.players, rows, training.trainer)
 
     def scored() -> dict[str, float]:

@@ -76,7 +76,6 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         "houses.csv row 1: expected 2 cells as in the header, got 3 (cells are separated by ';')",
     ),
     "duplicate": ("x,x,price\n1,2,3\n", {}, DataError, "houses.csv: two columns are called x"),
-    "no target": (GOOD, {"target": None}, ConfigError, "data.target must be a column or a list of columns, got null"),
     "target": (
         GOOD,
         {"target": "prize"},

@@ -122,8 +122,9 @@ class Evil:
 
 
 OPTIMIZERS = "adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd"
+MODELS = "cnn, decoder, encoder_decoder, gpt, gru, linear, lstm, mlp, resmlp, rnn, tabm, transformer, unet"
 MLP = "model.hidden, model.dropout, model.norm, model.init"
-COMMANDS = "evaluate, help, init, list, predict, resume, train"
+COMMANDS = "evaluate, help, init, list, predict, resume, sample, train, verify"
 WHOLE = "must be a whole number of at least"
 NEEDED = "(1 for validation, 1 for the test, at least 2 for training)"
 NAMED = "name must be letters, digits, '.', '_' and '-', beginning with a letter or digit, got"
@@ -132,12 +133,12 @@ CLASSES = "accuracy, auroc, balanced_accuracy, calibration_error, f1, log_loss, 
 TYPED = {  # what is wrong is the words themselves: exit 2
     "trian": f"trian: no such command; did you mean train? ({COMMANDS})",
     "good.csv": "good.csv must be written as data=csv data.path=good.csv data.target=<the column to predict>",
-    "model=cn": "model=cn: no such model; did you mean cnn? (cnn, linear, mlp, resmlp)",
+    "model=cn": f"model=cn: no such model; did you mean cnn? ({MODELS})",
     "optimizer=adamv": f"optimizer=adamv: no such optimizer; did you mean adam? ({OPTIMIZERS})",
     "~optimizer": f"optimizer must be one of {OPTIMIZERS}, got none",
     "model.droput=0.5": f"model.droput: no such setting of model=mlp; did you mean model.dropout? ({MLP})",
     "+model.droput=0.5": f"model.droput: no such setting of model=mlp; did you mean model.dropout? ({MLP})",
-    "model.kernel=3": "model.kernel: no such setting of model=mlp; it belongs to model=cnn",
+    "model.kernel=3": "model.kernel: no such setting of model=mlp; it belongs to model=cnn, decoder, unet",
     "data=iris monitor=acuracy": "monitor must be a metric of classes, got acuracy; did you mean accuracy?"
     f" ({CLASSES})",
     "optimizer.lr=abc": "optimizer.lr must be a number, got abc",

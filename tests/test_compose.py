@@ -97,7 +97,10 @@ WHERE = "must name a class of dltrain, torch.nn, torch.optim or sklearn, or of a
         ),
         (["epoch=5"], f"epoch: no such setting; did you mean epochs? {ROOT_KEYS}"),
         (["threshold=0.4"], "threshold: no such setting; did you mean task.threshold?"),
-        (["data.target=price"], "data.target: no such setting of data=digits; it belongs to data=csv"),
+        (
+            ["data.target=price"],
+            "data.target: no such setting of data=digits; it belongs to data=csv, images, pairs, series",
+        ),
         (["regularizer.l1.weight=1"], "regularizer.l1 needs regularizer=l1"),
         (
             ["model=linear", "regularizer=dropout"],

@@ -83,7 +83,7 @@ def test_help_knows_the_users_own_configs() -> None:
     Path("configs/model").mkdir(parents=True)
     Path("configs/model/mine.yaml").write_text("# a net of mine\n_target_: mynets.Net\n")
     assert " mine " in page(width=80)
-    assert "  mine    a net of mine (configs/model/mine.yaml)" in members("model")
+    assert f"  {'mine':<{len('encoder_decoder')}}  a net of mine (configs/model/mine.yaml)" in members("model")
 
 
 @pytest.mark.parametrize("name", sorted(set(commands()) - {"train"}))

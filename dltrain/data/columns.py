@@ -18,6 +18,7 @@ KINDS = ("number", "category", "yes/no", "date", "text", "constant", "identifier
 FEATURES = ("number", "category", "yes/no", "date", "text")  # the others are left out
 WORDS = {"yes": 1.0, "no": 0.0, "y": 1.0, "n": 0.0, "true": 1.0, "false": 0.0, "t": 1.0, "f": 0.0, "1": 1.0, "0": 0.0}
 PAIRS = ({"yes", "no"}, {"y", "n"}, {"true", "false"}, {"t", "f"})
+YEARS = 100_000.0  # days on both sides of 1970 that dates of pandas can tell
 ISO = "ISO8601"
 ISO_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?")
 # Where both fit, a slash is read month first and a dot or a dash day first.
@@ -65,6 +66,17 @@ class Column:
                 return days(series, self.form, place)
             case _:
                 return filled(series)
+
+    def cells(self, values: np.ndarray) -> np.ndarray:
+        """(rows,) as they are written, from what `values` gives."""
+        match self.kind:
+            case "yes/no":
+                return np.where(values > 0.5, "yes", "no")
+            case "date":
+                dates = pd.to_datetime(values.clip(-YEARS, YEARS), unit="D").floor("s" if self.hours else "D")
+                return np.asarray(dates.strftime("%Y-%m-%d %H:%M:%S" if self.hours else "%Y-%m-%d"), object)
+            case _:
+                return values
 
     def to_json(self) -> dict[str, Any]:
         """Its fields."""

@@ -41,7 +41,7 @@ class CSV:
         self.reading: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
         self.rows = count_of("data.rows", rows, 2)
         self.table = Table(
-            target=names("data.target", target, least=1),
+            target=names("data.target", target),
             pipeline=pipeline or {},
             split=splits.from_config(split),
             id=names("data.id", id),

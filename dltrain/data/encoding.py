@@ -64,6 +64,18 @@ class Encoding:
         """The matrix (rows, n) of new rows; raises DataError at a missing column or a wrong cell."""
         return self._matrix(self._values(frame, place))
 
+    def inverse(self, matrix: np.ndarray) -> pd.DataFrame:
+        """Rows whose matrix (rows, n) is nearest, in the order of the columns; texts are left out."""
+        cells: dict[str, Any] = {}
+        for block, transformer in self.blocks.items():
+            width = _width(transformer)
+            part, matrix = matrix[:, :width], matrix[:, width:]
+            columns = [column for column in self.columns if column.kind == block]
+            if columns:
+                values = transformer.inverse_transform(part) if block == "category" else part[:, : len(columns)]
+                cells |= {c.name: c.cells(v) for c, v in zip(columns, values.T, strict=True)}
+        return pd.DataFrame({column.name: cells[column.name] for column in self.columns if column.name in cells})
+
     def _values(self, frame: pd.DataFrame, place: Place) -> dict[str, np.ndarray]:
         absent = [column.name for column in self.columns if column.name not in frame.columns]
         if absent:
@@ -97,3 +109,10 @@ class Encoding:
                 )
             case _:
                 return TfidfVectorizer(max_features=WORDS, token_pattern=r"(?u)\b\w+\b")
+
+
+def _width(transformer: Any) -> int:
+    """How many columns of the matrix a fitted transformer gives."""
+    if isinstance(transformer, Dates):
+        return _width(transformer.imputer_) + sum(4 + 2 * hours for hours in transformer.hours)
+    return int(transformer.get_feature_names_out().size)

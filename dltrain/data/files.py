@@ -31,11 +31,18 @@ class File:
     """One file of rows and how it is written; raises DataError if it cannot be read as a table.
 
     `columns` are its names as they stand in the header (surrounding blanks off; a nameless one as pandas calls it).
+    Cells of a word in `missing` are missing.
     """
 
     def __init__(
-        self, path: str, delimiter: str | None = None, encoding: str = "utf-8", setting: str = "data.path"
+        self,
+        path: str,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        setting: str = "data.path",
+        missing: Collection[str] = MISSING,
     ) -> None:
+        self.missing = list(missing)
         self.stdin: IO[bytes] | None = None
         if path == "-":
             self.name = "standard input"
@@ -158,7 +165,7 @@ class File:
             "dtype": types,
             "encoding": self.encoding,
             "keep_default_na": False,
-            "na_values": MISSING,
+            "na_values": self.missing,
             "skipinitialspace": True,
         }
 

@@ -113,6 +113,13 @@ def apply(name: str, step: Any, features: np.ndarray) -> np.ndarray:
     return result
 
 
+def inverse(name: str, step: Any, features: np.ndarray) -> np.ndarray:
+    """What a fitted step was given, from what it gives: (rows, n); ConfigError for a step that cannot tell."""
+    if not hasattr(step, "inverse_transform"):
+        raise ConfigError(f"run must have a pipeline that can be undone, got {name} ({type(step).__name__})")
+    return np.asarray(step.inverse_transform(features), np.float64)
+
+
 def prove(name: str, step: Any, features: np.ndarray, target: np.ndarray) -> None:
     """Fit a copy on ten rows and restore it, before hours go into fitting the whole; ten rows may not do for it."""
     sample = clone(step)

@@ -14,6 +14,7 @@ from dltrain.data import pipeline
 from dltrain.data.columns import Column, Place, numbers
 from dltrain.data.encoding import Encoding
 from dltrain.data.files import File
+from dltrain.data.rows import Rows
 from dltrain.data.target import Target, missing
 from dltrain.errors import DataError
 
@@ -25,6 +26,8 @@ class Preparation:
 
     Columns may come in any order, with others between them; cells may be missing; categories may be new.
     """
+
+    gives = "features"  # what networks and tasks must read
 
     def __init__(
         self,
@@ -71,6 +74,13 @@ class Preparation:
             )
         return torch.from_numpy(single).reshape(len(single), *self.shape_in)
 
+    def restored(self, features: Tensor) -> pd.DataFrame:
+        """Rows as a file has them, from features (rows, *shape_in); ConfigError for a step that cannot be undone."""
+        matrix = features.flatten(1).double().numpy()
+        for name, step in reversed(self.steps.items()):
+            matrix = pipeline.inverse(name, step, matrix)
+        return self.encoding.inverse(matrix)
+
     def blank(self) -> pd.DataFrame:
         """One row whose features are missing, and whose target is one that training could have met."""
         words = self.target.labels or (self.target.classes or ("1",),) * len(self.target.names)
@@ -103,6 +113,21 @@ class Preparation:
         text = {*kinds, *self.id_columns, *self.target.names, *([self.weight] if self.weight else [])} - direct
         with closing(file):
             yield from file.chunks(rows, direct, text)
+
+    def labelled(self, path: str, rows: int = 65_536) -> Iterator[Rows]:
+        """The rows of a new file that have a target, in pieces; raises DataError if it has no such column."""
+        name, first = "standard input" if path == "-" else Path(path).name, 0
+        for frame in self.read(path, rows):
+            if not self.has_target(frame):
+                gone = [column for column in self.target.names if column not in frame.columns]
+                raise DataError(
+                    f"{name}: has no column {', '.join(gone)}, the target that metrics are measured against"
+                )
+            known = self.known(frame)
+            place = np.flatnonzero(known) + first
+            features = self.features(frame[known], name, place)
+            yield {"features": features, "target": self.targets(frame[known], name, place)}
+            first += len(frame)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the fitted transformers into a folder; gives the rest as what JSON can hold."""
@@ -137,6 +162,16 @@ class Preparation:
             state["weight"],
             dict(state["reading"]),
         )
+
+    def share(self, folder: Path) -> dict[str, Any]:
+        """What other processes of this machine need of it, as JSON can hold it: shapes and target."""
+        shape, target = list(self.shape_in), self.target.to_json()
+        return {"_target_": "dltrain.data.preparation.Preparation", "shape_in": shape, "target": target}
+
+    @classmethod
+    def shared(cls, folder: Path, state: dict[str, Any]) -> "Preparation":
+        """As `share` told it; what was fitted to columns stays with the process that fitted it."""
+        return cls(Encoding([]), {}, tuple(state["shape_in"]), Target.from_json(state["target"]), [])
 
 
 def row_weights(series: pd.Series, place: Place) -> np.ndarray:

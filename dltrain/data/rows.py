@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dltrain.data.images import ImagePreparation
     from dltrain.data.preparation import Preparation
+    from dltrain.data.series import SeriesPreparation
+    from dltrain.data.tokens import TokenPreparation
 
-# The fields of one split, all with the same first dimension: features (rows, *shape_in) float32, target (see Target),
+# The fields of one split, all with the same first dimension: features (rows, *shape_in) float32, or int64 of tokens,
+# of which 0 is padding; target (see Target; of tokens (rows, steps) int64);
 # row (rows,) int64: the number of the row in its file, from 0; weight (rows,) float32 if data.weight is set.
 Rows: TypeAlias = "dict[str, Tensor]"
 
@@ -20,6 +24,6 @@ class Data:
     train: Rows
     valid: Rows
     test: Rows
-    preparation: "Preparation"
+    preparation: "Preparation | SeriesPreparation | ImagePreparation | TokenPreparation"
     description: dict[str, Any]
     warnings: list[str] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """Prepared rows in a folder, for other processes of the same machine to map into their memory."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dltrain.data.encoding import Encoding
-from dltrain.data.preparation import Preparation
 from dltrain.data.rows import Data, Rows
-from dltrain.data.target import Target
 
 SPLITS = ("train", "valid", "test")
 
@@ -24,18 +22,18 @@ def store(data: Data, folder: Path) -> Data:
     for split in SPLITS:
         for field, values in getattr(data, split).items():
             np.save(folder / f"{split}-{field}.npy", values.numpy(), allow_pickle=False)
-    shape, target = list(data.preparation.shape_in), data.preparation.target.to_json()
-    text = json.dumps({"shape_in": shape, "target": target, "description": data.description})
+    text = json.dumps({"preparation": data.preparation.share(folder), "description": data.description})
     (folder / "data.json").write_text(text, encoding="utf-8")
     return replace(data, train=_rows(folder, "train"), valid=_rows(folder, "valid"), test=_rows(folder, "test"))
 
 
 def mapped(folder: Path) -> Data:
-    """Rows, shapes and target; what was fitted to columns stays with the process that fitted it."""
+    """Rows, and of their preparation what it shares."""
     state = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    target, shape = Target.from_json(state["target"]), tuple(state["shape_in"])
+    module, _, name = state["preparation"]["_target_"].rpartition(".")
+    preparation = getattr(importlib.import_module(module), name).shared(folder, state["preparation"])
     train, valid, test = (_rows(folder, split) for split in SPLITS)
-    return Data(train, valid, test, Preparation(Encoding([]), {}, shape, target, []), state["description"])
+    return Data(train, valid, test, preparation, state["description"])
 
 
 def _rows(folder: Path, split: str) -> Rows:

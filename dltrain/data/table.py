@@ -113,6 +113,8 @@ class Table:
 
     def _labelled(self, piece: Piece) -> tuple[Piece, int]:
         """The rows that have a target, and how many have none."""
+        if not self.target:
+            return piece, 0
         gaps = target.missing(piece.frame, tuple(self.target))
         count, source = int(gaps.sum()), piece.place.source
         if count == len(gaps):
@@ -125,7 +127,7 @@ class Table:
 
     def _target_kind(self, piece: Piece) -> dict[str, str]:
         """The kind of a single target, by all rows that are to be split: on fewer it may look like another."""
-        if len(self.target) > 1 or self.target[0] in self.columns:
+        if len(self.target) != 1 or self.target[0] in self.columns:
             return {}
         kind = target.kind_of(piece.frame[self.target[0]], piece.place)
         return {self.target[0]: "number" if kind == "number" else "category"}
@@ -153,14 +155,13 @@ class Table:
         """Codes of the classes to stratify by, and their names; None where the split is another."""
         if self.split.kind not in ("auto", "stratified"):
             return None
-        name = self.target[0]
-        one = len(self.target) == 1
+        name, one = ", ".join(self.target), len(self.target) == 1
         kind = target.kind_of(piece.frame[name], piece.place, told[name]) if one else "several columns"
         if kind in ("binary", "classes"):
             names, codes = np.unique(target.labels(piece.frame[name], piece.place).astype(str), return_inverse=True)
             return codes, tuple(names.tolist())
         if self.split.kind == "stratified":
-            got = "numbers" if kind == "number" else kind
+            got = "numbers" if kind == "number" else kind if self.target else "none"
             raise ConfigError(
                 f"data.split.kind=stratified must go with a target of classes, got {got} ({', '.join(self.target)})"
             )
@@ -231,11 +232,9 @@ class Table:
         return rows
 
 
-def names(setting: str, value: Any, least: int = 0) -> list[str]:
+def names(setting: str, value: Any) -> list[str]:
     """One column or a list of them as a list; raises ConfigError."""
     found = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    if len(found) < least:
-        raise ConfigError(f"{setting} must be a column or a list of columns, got {'null' if value is None else value}")
     if len(set(map(str, found))) < len(found):
         raise ConfigError(f"{setting} must name each column once, got {value}")
     return [str(name) for name in found]

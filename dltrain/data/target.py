@@ -13,7 +13,7 @@ from torch import Tensor
 from dltrain.data.columns import PAIRS, WORDS, Place, absent, few, mistaken, mostly, numbers, parsed, text
 from dltrain.errors import ConfigError, DataError
 
-KINDS = ("number", "binary", "classes", "multilabel")
+KINDS = ("number", "binary", "classes", "multilabel", "none")
 TRANSFORMS = ("standard", "log", "none")
 FEW = 20  # a target of whole numbers with at most so many different ones is classes
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
@@ -38,6 +38,7 @@ class Target:
     def encode(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor:
         """number, binary and multilabel (rows, n) float32: standardised, or of 0 and 1; classes (rows,) int64.
 
+        none (rows, 0), for tasks that predict nothing.
         Raises DataError at a missing column, a missing cell and a class that training rows did not have.
         """
         place = Place(source, first_row)
@@ -45,6 +46,8 @@ class Target:
             if name not in frame.columns:
                 raise DataError(f"{source}: there is no column {name} (the target)")
         match self.kind:
+            case "none":
+                return torch.zeros(len(frame), 0)
             case "number":
                 values = np.stack([present(frame[name], place) for name in self.names], axis=1)
                 return torch.from_numpy(self._standardised(values, place).astype(np.float32))
@@ -139,7 +142,10 @@ def positive(values: np.ndarray, names: tuple[str, ...], place: Place) -> np.nda
 
 def missing(frame: pd.DataFrame, names: tuple[str, ...]) -> np.ndarray:
     """(rows,) True where a target is missing."""
-    return np.any([absent(text(frame[name])) for name in names], axis=0)
+    gaps = np.zeros(len(frame), bool)
+    for name in names:
+        gaps |= absent(text(frame[name]))
+    return gaps
 
 
 def fit(
@@ -151,6 +157,8 @@ def fit(
 ) -> Target:
     """The target from its training rows, none missing; raises DataError or ConfigError if there is nothing to learn."""
     kinds = kinds or {}
+    if not names:
+        return Target("none", ())
     if len(names) == 1:
         kind = kind_of(frame[names[0]], place, kinds.get(names[0]))
         if kind == "number":

@@ -1,5 +1,6 @@
 """Every rank has a piece of each parameter; torch's FSDP2 brings the blocks together as they are needed."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ class FSDP(Processes):
 
     def __enter__(self) -> "FSDP":
         super().__enter__()
+        # heads give views, and no task or loss here works in place on what a network gives
+        warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
         self.mesh = init_device_mesh(self.device.type, (self.world_size,))
         self.networks: list[FSDPModule] = []
         return self

@@ -69,6 +69,8 @@ class Single:
     def wrap(self, network: nn.Module) -> None:
         """Move a player to the device and make it run as this trainer runs things, under the names it has."""
         network.to(self.device)
+        for part in [*blocks(network), network] if self.exact else []:
+            part.register_forward_pre_hook(_views, with_kwargs=True)
         if self.activation_checkpointing:
             for block in blocks(network):
                 if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules()):
@@ -195,9 +197,23 @@ def find_device(name: str) -> torch.device:
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The parts that a network repeats: what stands in its lists and sequences, and has parameters."""
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList | nn.Sequential)]
-    return [block for each in lists for block in each if any(True for _ in block.parameters())]
+    """The parts that a network repeats: what stands in its outermost lists and sequences, and has parameters."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            found += [block for block in child if any(True for _ in block.parameters())]
+        else:
+            found += blocks(child)
+    return found
+
+
+def _views(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Inputs as views: what a part adds to their gradients is summed up first, as FSDP orders these sums."""
+
+    def view(value: Any) -> Any:
+        return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+    return tuple(map(view, args)), {key: view(value) for key, value in kwargs.items()}
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

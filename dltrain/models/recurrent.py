@@ -36,7 +36,7 @@ class Recurrent(nn.Module):
         n_out = count("width", width) * (2 if flag("bidirectional", bidirectional) else 1)
         # one layer a module, as dropout of torch's own stack is not ours to see, and FSDP gathers a module at a time
         self.layers = nn.ModuleList(
-            self.layer(n_out if below else n_in, width, batch_first=True, bidirectional=bidirectional)
+            self.layer(n_out if below else n_in, width, bidirectional=bidirectional)
             for below in range(count("depth", depth))
         )
         self.dropout = nn.Dropout(dropout_rate(dropout))
@@ -46,15 +46,15 @@ class Recurrent(nn.Module):
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
-        steps = as_sequence(features)
+        steps = as_sequence(features).transpose(0, 1)  # the order in which torch works
         for layer in self.layers:
             steps = self.dropout(layer(steps)[0])
         return self.head(self.pooled(steps))
 
     def pooled(self, steps: Tensor) -> Tensor:
-        """(batch, steps, n_out) to (batch, n_out)."""
+        """(steps, batch, n_out) to (batch, n_out)."""
         if self.pool == "mean":
-            return steps.mean(1)
+            return steps.mean(0)
         if self.pool == "max":
-            return steps.amax(1)
-        return torch.cat([steps[:, -1, : self.width], steps[:, 0, self.width :]], 1)
+            return steps.amax(0)
+        return torch.cat([steps[-1, :, : self.width], steps[0, :, self.width :]], 1)

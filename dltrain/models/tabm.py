@@ -44,7 +44,8 @@ class TabM(nn.Module):
         self.embedding = embed_numbers(embeddings, n, width, activation, float(frequency_scale), bins)
         wide = 1 if self.embedding is None else width
         widths = [n * wide, *sizes("hidden", hidden, fewest=1)]
-        first = first_scales(count("members", members), n, wide)
+        self.members = count("members", members)
+        first = first_scales(members, n, wide, signs=self.embedding is None)
         others = [None if shared else torch.ones(members, n_in) for n_in in widths[1:-1]]
         self.blocks = nn.Sequential(
             *(
@@ -63,11 +64,10 @@ class TabM(nn.Module):
         return output if each else output.mean(1)
 
 
-def first_scales(members: int, n: int, wide: int) -> Tensor:
-    """(members, n * wide): what makes the members differ. A sign for each number, or a normal for each embedded one."""
-    if wide == 1:
-        return torch.randint(0, 2, (members, n)) * 2.0 - 1
-    return torch.randn(members, n).repeat_interleave(wide, 1)
+def first_scales(members: int, n: int, wide: int, signs: bool) -> Tensor:
+    """(members, n * wide): what makes the members differ, one draw for each of n numbers: a sign, or a normal."""
+    draws = torch.randint(0, 2, (members, n)) * 2.0 - 1 if signs else torch.randn(members, n)
+    return draws.repeat_interleave(wide, 1)
 
 
 def block(

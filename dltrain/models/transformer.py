@@ -42,10 +42,10 @@ class Transformer(nn.Module):
         length, n_in = sequence_shape("transformer", shape_in)
         width, rate = count("width", width), dropout_rate(dropout)
         hidden = 4 * width if feedforward is None else count("feedforward", feedforward)
-        if len(shape_in) == 1:
-            self.embedding: nn.Module = AffineEmbedding(length, width)
-        else:
-            self.embedding = nn.Sequential(nn.Linear(n_in, width), Positions(positions, length, width))
+        places = Positions(positions, length, width)
+        table = len(shape_in) == 1
+        self.embedding = AffineEmbedding(length, width) if table else nn.Linear(n_in, width)
+        self.positions = nn.Identity() if table else places
         self.first = None
         if one_of("pool", pool, ("mean", "cls")) == "cls":
             self.first = nn.Parameter(nn.init.normal_(torch.empty(width), std=0.02))
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         initialise(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.embedding(features if features.ndim == 2 else as_sequence(features))
+        x = self.positions(self.embedding(features if features.ndim == 2 else as_sequence(features)))
         if self.first is not None:
             x = torch.cat([self.first.expand(len(x), 1, -1), x], 1)
         x = self.dropout(x)

@@ -60,7 +60,7 @@ def _value(value: Any) -> str:
 
 def target_line(target: dict[str, Any]) -> str:
     """The target in one line: its columns, kind, and training rows of each class."""
-    if not target:
+    if not target or target.get("kind") == "none":
         return ""
     names = [shown(name) for name in target.get("names", ())]
     kind, counts = target.get("kind", ""), list(target.get("counts") or ())

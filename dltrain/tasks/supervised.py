@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dltrain.errors import ConfigError
 from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, load, score
-from dltrain.tasks.task import Move, Task
+from dltrain.tasks.task import Columns, Move, Task
 
 
 class Supervised(Task):
@@ -21,6 +21,8 @@ class Supervised(Task):
     def __init__(self, data: Any, model: Callable, loss: Callable, threshold: float | str = 0.5) -> None:
         super().__init__()
         self.target = data.target
+        if self.target.kind == "none":
+            raise ConfigError("data.target must be a column to predict with task=supervised, got null")
         self.loss = loss()
         self.network: nn.Module = model(data.shape_in, self.loss.shape_out)
         self.tuned = threshold == "auto"
@@ -55,7 +57,7 @@ class Supervised(Task):
         if self.tuned:
             self.threshold.fill_(best_threshold(predictions, rows["target"]))
 
-    def columns(self, predictions: Tensor) -> dict[str, np.ndarray | list[Any]]:
+    def columns(self, predictions: Tensor) -> Columns:
         kind, names = self.target.kind, self.target.names
         values = predictions.numpy()
         if kind == "number":

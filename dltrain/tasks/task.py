@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dltrain.errors import ConfigError
 
 Move = tuple[str, Tensor, Tensor | int]
+Columns = Mapping[str, np.ndarray | list[Any]]
 
 
 class Task(nn.Module):
@@ -16,6 +17,11 @@ class Task(nn.Module):
 
     reads = "features"  # networks of another kind say so and are refused
     draws = False  # True if losses draws random numbers of its own
+    widens = 1  # numbers that one of the features becomes on its way, where they are many: as a token, the vocabulary
+    measures: Mapping[str, str] = {}  # metrics that may pick the best epoch besides the loss: min or max
+    concludes_on = "valid"  # the split whose rows `conclude` learns from, valid or train
+    players: Mapping[str, Any] = {}  # by player: settings of its optimizer and scheduler that others do not share
+    moves: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
 
     def check(self) -> None:
         """Raise ConfigError if a network reads something else than this task gives."""
@@ -47,13 +53,19 @@ class Task(nn.Module):
 
     def monitor(self, name: str | None) -> tuple[str, str]:
         """The metric that picks the best epoch and its direction, min or max; ConfigError for an unknown name."""
-        if name not in (None, "loss", "valid/loss"):
-            raise ConfigError(f"monitor must be loss for task={type(self).__name__.lower()}, got {name}")
-        return "loss", "min"
+        known, metric = {"loss": "min", **self.measures}, (name or "loss").removeprefix("valid/")
+        if metric not in known:
+            which = "one of " * (len(known) > 1) + ", ".join(known)
+            raise ConfigError(f"monitor must be {which} for task={type(self).__name__.lower()}, got {name}")
+        return metric, known[metric]
 
     def conclude(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> None:
-        """Learn from validation rows what no gradient teaches, once training is over."""
+        """Learn from rows of the split `concludes_on` what no gradient teaches, once training is over."""
 
-    def columns(self, predictions: Tensor) -> dict[str, np.ndarray | list[Any]]:
+    def sample(self, n: int) -> Tensor | list[str]:
+        """New features (n, *shape_in), or texts, drawn by torch's generator; ConfigError for a task that makes none."""
+        raise ConfigError(f"run must be of a task that makes rows, got task={type(self).__name__.lower()}")
+
+    def columns(self, predictions: Tensor) -> Columns:
         """Predictions as named columns of the file that `predict` writes."""
         raise NotImplementedError

@@ -1,0 +1,88 @@
+"""Make new rows, images or texts with a finished run that has learnt to."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dltrain.commands import check_out, parse, written
+from dltrain.errors import ConfigError, must, nearest
+from dltrain.run import find
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dltrain.bundle import Model
+
+
+@dataclass
+class Options:
+    """What `dltrain sample` takes."""
+
+    run: str  # a folder, the beginning of a run's name, last or best
+    n: int = 16  # how many
+    prompt: str | None = None  # what a text begins with
+    label: str | None = None  # class of the rows, where the run was told classes
+    out: str | None = None  # a .csv of rows, a .png of images; - is standard output; left out: by what is made
+    seed: int = 0  # of what is drawn
+    trust: list[str] = field(default_factory=list)  # modules of your own that the run's network comes from
+    output_root: str = "outputs"  # where runs are looked for
+
+
+def run(words: list[str]) -> int:
+    """Write `samples.csv`, or `samples.png` for images; texts are shown."""
+    options = parse(words, Options)
+    must(options.n >= 1, "n", "at least 1", options.n)
+    must(0 <= options.seed < 2**64, "seed", f"a whole number from 0 to {2**64 - 1}", options.seed)
+    bundle = find(options.run, options.output_root).bundle
+    from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
+
+    model = Model.load(bundle, tuple(options.trust))
+    told = {"prompt": options.prompt, "label": _code(model, options.label)}
+    rows = model.sample(options.n, options.seed, **{key: value for key, value in told.items() if value is not None})
+    shape = model.preparation.shape_in
+    texts = list(rows) == ["text"]
+    out = options.out or ("-" if texts else "samples.png" if len(shape) == 3 else "samples.csv")
+    check_out(out, "-")
+    if out.endswith(".png"):
+        must(len(shape) == 3, "out", "a .csv for rows that are no images", out)
+        _draw(rows, shape, Path(out))
+    elif out == "-" and texts:
+        print("\n\n".join(rows["text"]))
+    else:
+        with written(out) as file:
+            file.write(rows.to_csv(index=False))
+    if out != "-":
+        print(f"wrote {out} ({len(rows):,} samples)")
+    return 0
+
+
+def _code(model: "Model", label: str | None) -> int | None:
+    """The number of a class; raises ConfigError for one that the run does not know."""
+    known = model.preparation.target.classes
+    if label is None:
+        return None
+    if not known:
+        raise ConfigError(f"label must be left out: the run was told no classes, got {label}")
+    if label not in known:
+        raise ConfigError(f"label must be a class of the run, got {label}{nearest(label, known)}")
+    return known.index(label)
+
+
+def _draw(rows: "pd.DataFrame", shape: tuple[int, ...], out: Path) -> None:
+    """Images side by side, nearly a square of them, from the darkest to the brightest of all."""
+    from PIL import Image
+
+    pixels = rows.to_numpy(np.float64).reshape(len(rows), *shape)
+    low, high = np.quantile(pixels, [0.001, 0.999])
+    across = math.ceil(math.sqrt(len(rows)))
+    down = math.ceil(len(rows) / across)
+    tiles = np.zeros((down * across, shape[0], shape[1] + 1, shape[2] + 1))  # a dark line between them
+    tiles[: len(rows), :, :-1, :-1] = ((pixels - low) / max(high - low, 1e-12)).clip(0, 1)
+    grid = tiles.reshape(down, across, *tiles.shape[1:]).transpose(2, 0, 3, 1, 4)
+    grid = grid.reshape(shape[0], down * tiles.shape[2], across * tiles.shape[3])[:, :-1, :-1]
+    larger = max(1, 512 // max(grid.shape[1:]))
+    colours = (grid if shape[0] == 3 else grid[:1].repeat(3, 0)).transpose(1, 2, 0)
+    Image.fromarray((colours * 255).round().astype(np.uint8).repeat(larger, 0).repeat(larger, 1)).save(out)

@@ -1,0 +1,108 @@
+"""Make rows that a second network cannot tell from real ones."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dltrain.errors import must, real, whole
+from dltrain.tasks.task import Columns, Move, Task
+
+SLICES = 64  # directions along which samples and rows are compared
+
+
+class GAN(Task):
+    """A generator against a discriminator, which is the `model`.
+
+    kind=nonsaturating is of https://arxiv.org/abs/1406.2661; kind=wasserstein has a critic without a bound whose
+    gradient is held near 1 by a penalty, https://arxiv.org/abs/1704.00028. The discriminator moves
+    `discriminator_steps` times for each move of the generator. The best epoch is the one whose samples are closest to
+    validation rows. Predicts how real a row looks to the discriminator.
+    """
+
+    draws = True
+    measures: Mapping[str, str] = {"distance": "min"}
+
+    def __init__(
+        self,
+        data: Any,
+        model: Callable,
+        generator: Callable,
+        noise: int = 16,
+        kind: str = "nonsaturating",
+        discriminator_steps: int = 1,
+        penalty: float = 10.0,
+        players: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        must(whole(noise, 1), "task.noise", "a whole number of at least 1", noise)
+        must(kind in ("nonsaturating", "wasserstein"), "task.kind", "nonsaturating or wasserstein", kind)
+        must(
+            whole(discriminator_steps, 1),
+            "task.discriminator_steps",
+            "a whole number of at least 1",
+            discriminator_steps,
+        )
+        must(real(penalty) and penalty >= 0, "task.penalty", "at least 0", penalty)
+        self.noise, self.wasserstein, self.penalty = noise, kind == "wasserstein", penalty
+        self.discriminator: nn.Module = model(data.shape_in, (1,))
+        self.generator: nn.Module = generator((noise,), data.shape_in)
+        self.moves, self.players = {"discriminator": discriminator_steps}, dict(players or {})
+
+    def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
+        rows = batch["features"]
+        for _ in range(self.moves["discriminator"]):
+            yield "discriminator", self._judged(rows, self._made(rows).detach()), len(rows)
+        looks = self.discriminator(self._made(rows)).float()
+        yield "generator", -looks.sum() if self.wasserstein else softplus(-looks).sum(), len(rows)
+
+    def _made(self, like: Tensor) -> Tensor:
+        made: Tensor = self.generator(torch.randn(len(like), self.noise, device=like.device)).float()
+        return made
+
+    def _judged(self, rows: Tensor, made: Tensor) -> Tensor:
+        """The discriminator's loss, summed: what is real shall score high, and what is made low."""
+        high, low = self.discriminator(rows).float(), self.discriminator(made).float()
+        if not self.wasserstein:
+            return softplus(-high).sum() + softplus(low).sum()
+        loss: Tensor = low.sum() - high.sum()
+        return loss + self.penalty * self._steepness(rows, made) if self.training else loss
+
+    def _steepness(self, rows: Tensor, made: Tensor) -> Tensor:
+        """How far the gradient's norm is from 1, squared and summed, at random places between pairs of rows."""
+        share = torch.rand(len(rows), *[1] * (rows.ndim - 1), device=rows.device)
+        between = torch.lerp(made, rows, share).requires_grad_()
+        [slope] = torch.autograd.grad(self.discriminator(between).float().sum(), between, create_graph=True)
+        return (slope.flatten(1).norm(dim=1) - 1).square().sum()
+
+    def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(batch, 1 + n): how real a row looks (a probability, unless Wasserstein), then a row that was made."""
+        looks = self.discriminator(batch["features"]).float()
+        looks = looks if self.wasserstein else looks.sigmoid()
+        return torch.cat([looks, self._made(batch["features"]).flatten(1)], 1)
+
+    def metrics(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"distance": distance(predictions[:, 1:], rows["features"].flatten(1))}
+
+    def monitor(self, name: str | None) -> tuple[str, str]:
+        return super().monitor(name or "distance")
+
+    def columns(self, predictions: Tensor) -> Columns:
+        return {"realness": predictions[:, 0].numpy()}
+
+    def sample(self, n: int) -> Tensor:
+        return self._made(torch.empty(n, 0))
+
+
+def distance(made: Tensor, rows: Tensor) -> float:
+    """The sliced Wasserstein distance of as many samples as rows, both (rows, n): https://arxiv.org/abs/1902.00434.
+
+    The root mean square, over random directions and ranks, of what lies between the two along a direction.
+    """
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.randn(rows.shape[1], SLICES, generator=draw, dtype=torch.float64)
+    directions /= directions.norm(dim=0)
+    apart = (made.double() @ directions).sort(0).values - (rows.double() @ directions).sort(0).values
+    return float(apart.square().mean().sqrt())

@@ -1,0 +1,63 @@
+"""Every network with every learning problem that fits, on every trainer: two epochs, in the same bits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from faults.forks import Server
+from safetensors.torch import load_file
+
+from dltrain.build import Builder
+from dltrain.choices import options
+
+MODELS, TASKS = sorted(options("model")), sorted(options("task"))
+DATA = {  # by what a task reads
+    "features": ["data=digits", "data.rows=200", "batch_size=16"],
+    "tokens": ["data=text", "data.path=text.txt", "data.length=8", "batch_size=32"],
+    "pairs": ["data=pairs", "data.path=pairs.csv", "data.source=a", "data.target=b", "batch_size=16"],
+}
+TRAIN = [
+    "epochs=2",
+    "evaluate_every=4steps",
+    "exact=true",
+    "shards=2",
+    "trainer.threads=1",
+    "trainer.save_every=1epochs",
+    "name=run",
+]
+WHERE = [("single", 1), ("ddp", 2), ("fsdp", 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_and_a_task(model: str, task: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    (tmp_path / "pairs.csv").write_text("a,b\n" + "".join(f"{k},{k + 1}\n" for k in range(100, 400)))
+    kind = Builder({"task": yaml.safe_load(options("task")[task].read_text())}).kind("task")
+    found = {}
+    for trainer, ranks in WHERE:
+        words = [*DATA[kind.reads], *TRAIN, f"model={model}", f"task={task}", f"output_root={trainer}"]
+        code, said = server.run([*words, f"trainer={trainer}"], tmp_path, ranks=ranks)
+        if code == 2 and not found:
+            [sentence] = [line for line in said.splitlines() if line.startswith("dltrain: ")]
+            assert f"model={model}" in sentence
+            assert f"task={task}" in sentence
+            return
+        assert code == 0, said
+        found[trainer] = json.loads((tmp_path / trainer / "run" / "result.json").read_text())["weights_sha256"]
+    assert len(set(found.values())) == 1, found
+    learnt(tmp_path / "single" / "run")
+
+
+def learnt(run: Path) -> None:
+    """Validation rows say so (where two play against each other, of one of them), and every parameter moved."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [key for key in records[0] if key.startswith("valid/") and key.endswith(("_loss", "distance"))]
+    assert any(records[-1][key] < records[0][key] for key in losses or ["valid/loss"])
+    first, *_, last = sorted((run / "checkpoints").glob("step-*"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, last))
+    moved = {".".join(name.split("|")[:2]) for name in load_file(last / "optim.safetensors")}
+    assert moved
+    assert [name for name in moved if after[name].equal(before[name])] == []
