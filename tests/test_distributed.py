@@ -291,6 +291,11 @@ def test_a_run_moves_between_trainers(server: Server, tmp_path: Path) -> None:
         assert (code == 0) == (not fault), said
     assert bits(tmp_path / "moved" / "run") == bits(whole)
     assert "trainer: ddp" in (tmp_path / "moved" / "run" / "config.yaml").read_text()
+    load_digits(as_frame=True).frame.drop(columns="target").to_csv(tmp_path / "new.csv", index=False)
+    for root in ("moved", "single1"):
+        code, said = server.run(["predict", f"run={root}/run", "input=new.csv", f"out={root}.csv"], tmp_path)
+        assert code == 0, said
+    assert (tmp_path / "moved.csv").read_bytes() == (tmp_path / "single1.csv").read_bytes()
 
 
 def test_unused_parameters_are_one_sentence(server: Server, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ REFUSED = [
     (["run=rows", "label=1"], "label must be left out: the run was told no classes, got 1"),
     (["run=rows", "prompt=a"], "prompt must be left out with task=vae"),
     (["run=digits", "prompt=a"], "prompt must be left out with task=diffusion"),
+    (["run=rows", "length=5"], "length must be left out with task=vae"),
     (["run=rows", "n=0"], "n must be at least 1, got 0"),
     (["run=rows", "n=few"], "n must be a whole number, got few"),
     (["run=rows", "out=rows.png"], "out must be a .csv for rows that are no images, got rows.png"),

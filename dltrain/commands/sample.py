@@ -24,6 +24,9 @@ class Options:
     run: str  # a folder, the beginning of a run's name, last or best
     n: int = 16  # how many
     prompt: str | None = None  # what a text begins with
+    length: int | None = None  # tokens of a text behind its prompt (default 256)
+    temperature: float | None = None  # below 1 prefers likelier tokens, 0 takes the likeliest (default 1)
+    top_k: int | None = None  # tokens from the likeliest so many alone
     label: str | None = None  # class of the rows, where the run was told classes
     out: str | None = None  # a .csv of rows, a .png of images; - is standard output; left out: by what is made
     seed: int = 0  # of what is drawn
@@ -40,7 +43,8 @@ def run(words: list[str]) -> int:
     from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
 
     model = Model.load(bundle, tuple(options.trust))
-    told = {"prompt": options.prompt, "label": _code(model, options.label)}
+    told = {key: getattr(options, key) for key in ("prompt", "length", "temperature", "top_k")}
+    told["label"] = _code(model, options.label)
     rows = model.sample(options.n, options.seed, **{key: value for key, value in told.items() if value is not None})
     shape = model.preparation.shape_in
     texts = list(rows) == ["text"]

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,14 @@ def test_thirty_runs_of_four_ranks_end_well(server: Server, tmp_path: Path) -> N
 
 def test_a_hang_is_noticed(server: Server, tmp_path: Path) -> None:
     """A rank that sleeps keeps the others waiting; where each of them was is said, and none is left."""
-    launch = server.start(TWO, tmp_path, ranks=2, FAULT="train@1:sleep")
-    with pytest.raises(Hang, match=r"ranks \[0, 1\] of 2 did not end in 5 seconds") as caught:
-        launch.wait(5)
+    phases = tmp_path / "phases"
+    phases.touch()
+    launch = server.start(TWO, tmp_path, ranks=2, PHASES=str(phases), FAULT="train@0:sleep")
+    while "train\n" not in phases.read_text():
+        assert not launch.over()
+        time.sleep(0.01)
+    with pytest.raises(Hang, match=r"ranks \[0, 1\] of 2 did not end in 1 seconds") as caught:
+        launch.wait(1)
     assert "in _happen" in str(caught.value)
     assert launch.codes.keys() == {0, 1}
     assert launch.orphans() == []
