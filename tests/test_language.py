@@ -395,6 +395,7 @@ def four_grams(train: str, test: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_gpt_tells_a_real_text_better_than_four_grams(tmp_path: Path) -> None:
     text = bible(600_000)
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
