@@ -146,7 +146,7 @@ def assemble(
     builder.handed["mode"] = training.direction
     steps = len(training.bounds) * settings.epochs
     for name, network in task.named_children():
-        own, moves = task.players.get(name, {}), steps * task.moves.get(name, 1)
+        own, moves = task.player_settings.get(name, {}), steps * task.moves_a_step.get(name, 1)
         players[name] = _player(name, network, builder, settings, regularizers, own, moves, trainer)
     if step.least > 1 and min(end - start for start, end in training.bounds) < step.least:
         raise ConfigError(f"batch_size must be at least 2 with batch normalisation, got {settings.batch_size}")

@@ -175,5 +175,5 @@ def test_the_hash_knows_the_source_of_the_module() -> None:
 
 def test_it_is_listed_like_ours() -> None:
     listed = command("list", "models")
-    assert [line.split()[0] for line in listed.splitlines() if "gates" in line] == ["mynet"]
+    assert [line.split()[0] for line in listed.splitlines() if "Affine maps with gates" in line] == ["mynet"]
     assert "mlp" in listed

@@ -49,11 +49,11 @@ class GAN(Task):
         self.noise, self.wasserstein, self.penalty = noise, kind == "wasserstein", penalty
         self.discriminator: nn.Module = model(data.shape_in, (1,))
         self.generator: nn.Module = generator((noise,), data.shape_in)
-        self.moves, self.players = {"discriminator": discriminator_steps}, dict(players or {})
+        self.moves_a_step, self.player_settings = {"discriminator": discriminator_steps}, dict(players or {})
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
         rows = batch["features"]
-        for _ in range(self.moves["discriminator"]):
+        for _ in range(self.moves_a_step["discriminator"]):
             yield "discriminator", self._judged(rows, self._made(rows).detach()), len(rows)
         looks = self.discriminator(self._made(rows)).float()
         yield "generator", -looks.sum() if self.wasserstein else softplus(-looks).sum(), len(rows)

@@ -20,8 +20,8 @@ class Task(nn.Module):
     widens = 1  # numbers that one of the features becomes on its way, where they are many: as a token, the vocabulary
     measures: Mapping[str, str] = {}  # metrics that may pick the best epoch besides the loss: min or max
     concludes_on = "valid"  # the split whose rows `conclude` learns from, valid or train
-    players: Mapping[str, Any] = {}  # by player: settings of its optimizer and scheduler that others do not share
-    moves: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
+    player_settings: Mapping[str, Any] = {}  # by player: settings of its own optimizer and scheduler
+    moves_a_step: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
 
     def check(self) -> None:
         """Raise ConfigError if a network reads something else than this task gives."""
