@@ -371,7 +371,7 @@ def test_a_mixture_of_eight(words: list[str]) -> None:
     rows = centres[torch.randint(8, (4000,))] + 0.05 * torch.randn(4000, 2)
     pd.DataFrame(rows.numpy(), columns=["x", "y"]).to_csv("mixture.csv", index=False)
     run = launch(*MIXTURE, *words, "evaluate_every=20")
-    apart, nearest = torch.cdist(torch.from_numpy(run.model.sample(1000).to_numpy()).float(), centres).min(1)
+    apart, nearest = torch.cdist(torch.tensor(run.model.sample(1000).to_numpy(), dtype=torch.float32), centres).min(1)
     counts = nearest[apart < 0.2].bincount(minlength=8)
     print(f"{counts.tolist()} of 1000 near the centres")
     assert counts.sum() > 500
