@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dltrain.data import pipeline as steps_of
+from dltrain.data import preparation as preparation_of
 from dltrain.data import split as splits
 from dltrain.data import target as goals
 from dltrain.data.columns import Place, absent, filled, text
@@ -23,7 +24,7 @@ from dltrain.data.rows import Data, Rows
 from dltrain.data.scaler import StandardScaler
 from dltrain.data.table import names
 from dltrain.data.target import Target
-from dltrain.errors import ConfigError, DataError, must, nearest, whole
+from dltrain.errors import ConfigError, DataError, must, whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE, LABEL = "image", "label"  # columns of the table that a folder is
@@ -55,9 +56,7 @@ class Images:
         must(whole(workers, 1), "data.workers", "a whole number of at least 1", workers)
         sizes = size is None or (isinstance(size, list | tuple) and len(size) == 2 and all(whole(n, 1) for n in size))
         must(sizes, "data.size", "[height, width], or null", size)
-        if target_transform not in goals.TRANSFORMS:
-            told = nearest(str(target_transform), goals.TRANSFORMS)
-            raise ConfigError(f"data.target_transform must be one of {', '.join(goals.TRANSFORMS)}{told}")
+        goals.check_transform(target_transform)
         self.path, self.transform, self.split = path, target_transform, splits.from_config(split)
         self.image, self.targets = image, names("data.target", target)
         self.reader = Reader(None if size is None else (size[0], size[1]), channels, workers)
@@ -230,9 +229,7 @@ class ImagePreparation:
 
     def blank(self) -> pd.DataFrame:
         """A black image, of a target that training could have met."""
-        words = self.target.labels or (self.target.classes or ("1",),) * len(self.target.names)
-        targets = {name: word[0] for name, word in zip(self.target.names, words, strict=True)}
-        return pd.DataFrame(targets | {self.image: "", WHERE: [np.zeros(self.shape_in, np.uint8)]})
+        return pd.DataFrame(self.target.example() | {self.image: "", WHERE: [np.zeros(self.shape_in, np.uint8)]})
 
     def restored(self, features: Tensor) -> pd.DataFrame:
         """Pixels from 0 to 255, a column each, channel by channel and line by line."""
@@ -258,19 +255,7 @@ class ImagePreparation:
 
     def labelled(self, path: str, rows: int = 65_536) -> Iterator[Rows]:
         """The images of a new folder or file that have a target; raises DataError if it has no such column."""
-        name, first = "standard input" if path == "-" else Path(path).name, 0
-        for frame in self.read(path, rows):
-            if gone := [column for column in self.target.names if column not in frame.columns]:
-                raise DataError(
-                    f"{name}: has no column {', '.join(gone)}, the target that metrics are measured against"
-                )
-            known = ~goals.missing(frame, self.target.names)
-            place = np.flatnonzero(known) + first
-            yield {
-                "features": self.features(frame[known], name, place),
-                "target": self.targets(frame[known], name, place),
-            }
-            first += len(frame)
+        return preparation_of.labelled(self, path, rows)
 
     def described(self) -> dict[str, Any]:
         """What data.json says of it."""

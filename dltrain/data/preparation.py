@@ -15,7 +15,7 @@ from dltrain.data.columns import Column, Place, numbers
 from dltrain.data.encoding import Encoding
 from dltrain.data.files import File
 from dltrain.data.rows import Rows
-from dltrain.data.target import Target, missing
+from dltrain.data.target import Target, check_columns, missing
 from dltrain.errors import DataError
 
 FILE = "preparation.skops"
@@ -83,21 +83,12 @@ class Preparation:
 
     def blank(self) -> pd.DataFrame:
         """One row whose features are missing, and whose target is one that training could have met."""
-        words = self.target.labels or (self.target.classes or ("1",),) * len(self.target.names)
-        targets = {name: word[0] for name, word in zip(self.target.names, words, strict=True)}
-        return pd.DataFrame(dict.fromkeys([*self.id_columns, *self.columns], "") | targets, index=[0])
-
-    def has_target(self, frame: pd.DataFrame) -> bool:
-        """True if the frame has every target column."""
-        return all(name in frame.columns for name in self.target.names)
+        cells = dict.fromkeys([*self.id_columns, *self.columns], "")
+        return pd.DataFrame(cells | self.target.example(), index=[0])
 
     def targets(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor:
         """As `Target.encode`; raises DataError if a column or a cell is missing."""
         return self.target.encode(frame, source, first_row)
-
-    def known(self, frame: pd.DataFrame) -> np.ndarray:
-        """(rows,) True where no target is missing."""
-        return ~missing(frame, self.target.names)
 
     def weights(self, frame: pd.DataFrame, source: str, first_row: int | np.ndarray = 0) -> Tensor | None:
         """float32 (rows,), or None without `data.weight` or its column; raises DataError at a missing or negative."""
@@ -116,18 +107,7 @@ class Preparation:
 
     def labelled(self, path: str, rows: int = 65_536) -> Iterator[Rows]:
         """The rows of a new file that have a target, in pieces; raises DataError if it has no such column."""
-        name, first = "standard input" if path == "-" else Path(path).name, 0
-        for frame in self.read(path, rows):
-            if not self.has_target(frame):
-                gone = [column for column in self.target.names if column not in frame.columns]
-                raise DataError(
-                    f"{name}: has no column {', '.join(gone)}, the target that metrics are measured against"
-                )
-            known = self.known(frame)
-            place = np.flatnonzero(known) + first
-            features = self.features(frame[known], name, place)
-            yield {"features": features, "target": self.targets(frame[known], name, place)}
-            first += len(frame)
+        return labelled(self, path, rows)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the fitted transformers into a folder; gives the rest as what JSON can hold."""
@@ -172,6 +152,18 @@ class Preparation:
     def shared(cls, folder: Path, state: dict[str, Any]) -> "Preparation":
         """As `share` told it; what was fitted to columns stays with the process that fitted it."""
         return cls(Encoding([]), {}, tuple(state["shape_in"]), Target.from_json(state["target"]), [])
+
+
+def labelled(preparation: Any, path: str, rows: int) -> Iterator[Rows]:
+    """What `preparation.read` gives of a file, but for rows without a target; raises DataError without its column."""
+    name, first = "standard input" if path == "-" else Path(path).name, 0
+    for frame in preparation.read(path, rows):
+        check_columns(preparation.target.names, frame.columns, name)
+        known = ~missing(frame, preparation.target.names)
+        place = np.flatnonzero(known) + first
+        features = preparation.features(frame[known], name, place)
+        yield {"features": features, "target": preparation.targets(frame[known], name, place)}
+        first += len(frame)
 
 
 def row_weights(series: pd.Series, place: Place) -> np.ndarray:

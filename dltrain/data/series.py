@@ -20,8 +20,8 @@ from dltrain.data.description import statistics
 from dltrain.data.files import File, nearest_column
 from dltrain.data.rows import Data, Rows
 from dltrain.data.table import names
-from dltrain.data.target import TRANSFORMS, Target, fit_numbers, present
-from dltrain.errors import ConfigError, DataError, must, nearest, whole
+from dltrain.data.target import Target, check_columns, check_transform, fit_numbers, present
+from dltrain.errors import ConfigError, DataError, must, whole
 
 FILE = "preparation.skops"
 WINDOW, AHEAD = "(window)", "(ahead)"  # columns of a table of windows, whose cells are arrays
@@ -82,11 +82,7 @@ class Series:
         pipeline: Mapping[str, Any] | None = None,
     ) -> None:
         must(isinstance(time, str | int), "data.time", "the column of time stamps", time)
-        told = nearest(str(target_transform), TRANSFORMS)
-        if target_transform not in TRANSFORMS:
-            raise ConfigError(
-                f"data.target_transform must be one of {', '.join(TRANSFORMS)}, got {target_transform}{told}"
-            )
+        check_transform(target_transform)
         self.path, self.time, self.transform, self.pipeline = path, str(time), target_transform, pipeline or {}
         self.targets, self.columns = names("data.target", target), names("data.columns", columns)
         self.cut = Cut(None if entity is None else str(entity), length, horizon, stride, gaps)
@@ -304,10 +300,8 @@ class SeriesPreparation:
         with closing(
             File(str(path), self.reading.get("delimiter"), self.reading.get("encoding", "utf-8"), setting="input")
         ) as file:
-            if known and (gone := [name for name in self.target_columns if name not in file.columns]):
-                raise DataError(
-                    f"{file.name}: has no column {', '.join(gone)}, the target that metrics are measured against"
-                )
+            if known:
+                check_columns(self.target_columns, file.columns, file.name)
             frame = file.read(text={self.clock.name, *([self.cut.entity] if self.cut.entity else [])})
             table = self.windows(frame, file.name, known)
         for start in range(0, len(table), rows):

@@ -50,11 +50,7 @@ class Table:
     reading: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.target_transform not in target.TRANSFORMS:
-            raise ConfigError(
-                f"data.target_transform must be one of {', '.join(target.TRANSFORMS)}, got {self.target_transform}"
-                f"{nearest(str(self.target_transform), target.TRANSFORMS)}"
-            )
+        target.check_transform(self.target_transform)
 
     def data(self, frames: dict[str, tuple[pd.DataFrame, str]], content: dict[str, Any]) -> Data:
         """Frames (with their file's name) by split: `train` alone is split, `valid` and `test` are taken as they are.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,12 +12,25 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import PAIRS, WORDS, Place, absent, few, mistaken, mostly, numbers, parsed, text
-from dltrain.errors import ConfigError, DataError
+from dltrain.errors import ConfigError, DataError, nearest
 
 KINDS = ("number", "binary", "classes", "multilabel", "none")
 TRANSFORMS = ("standard", "log", "none")
 FEW = 20  # a target of whole numbers with at most so many different ones is classes
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
+
+
+def check_transform(value: Any) -> None:
+    """Raise ConfigError unless it is a transform of a target."""
+    hint = nearest(str(value), TRANSFORMS)
+    if value not in TRANSFORMS:
+        raise ConfigError(f"data.target_transform must be one of {', '.join(TRANSFORMS)}, got {value}{hint}")
+
+
+def check_columns(names: Sequence[str], columns: Collection[str], source: str) -> None:
+    """Raise DataError unless the columns of a target are among those of a file that metrics are wanted of."""
+    if gone := [name for name in names if name not in columns]:
+        raise DataError(f"{source}: has no column {', '.join(gone)}, the target that metrics are measured against")
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,11 @@ class Target:
         own = values.double() * torch.tensor(self.scale, dtype=torch.float64, device=values.device)
         own = own + torch.tensor(self.mean, dtype=torch.float64, device=values.device)
         return own.exp() if self.transform == "log" else own
+
+    def example(self) -> dict[str, str]:
+        """Cells that training could have met, by column."""
+        words = self.labels or (self.classes or ("1",),) * len(self.names)
+        return {name: word[0] for name, word in zip(self.names, words, strict=True)}
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, as they stand in model.json."""
