@@ -72,8 +72,12 @@ class Model:
         """What the task predicts for prepared features (rows, *shape_in), or of them where the target is known."""
         size = chunk_size(features, self.task.widens)
         rows = {"features": features} | ({} if target is None else {"target": target})
-        pieces = [{key: v[start : start + size] for key, v in rows.items()} for start in range(0, len(features), size)]
-        return torch.cat([self.task.predictions(piece) for piece in pieces or [rows]])
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            for start in range(0, max(1, len(features)), size):
+                torch.manual_seed(start)  # what is drawn is the same every time
+                found.append(self.task.predictions({key: v[start : start + size] for key, v in rows.items()}))
+        return torch.cat(found)
 
     def predict(self, frame: "pd.DataFrame", source: str = "frame", first_row: int = 0) -> "pd.DataFrame":
         """Predictions in the order of the rows: `row`, id columns, then what `dltrain predict` writes."""
@@ -99,8 +103,9 @@ class Model:
 
         for word in told.keys() - inspect.signature(self.task.sample).parameters:
             raise ConfigError(f"{word} must be left out with task={type(self.task).__name__.lower()}")
-        torch.manual_seed(seed)
-        made = self.task.sample(n, **told)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = self.task.sample(n, **told)
         return pd.DataFrame({"text": made}) if isinstance(made, list) else self.preparation.restored(made)
 
     def evaluate(self, frame: "pd.DataFrame", source: str = "frame") -> dict[str, float]:
@@ -118,7 +123,7 @@ class Model:
         predictions, pieces = [], []
         for piece in self.preparation.labelled(source, rows):
             predictions.append(self.outputs(piece["features"], piece["target"]))
-            pieces.append(piece)
+            pieces.append({key: piece[key] for key in {"target", *self.task.measured_on}})
         whole = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         if not len(whole["target"]):
             name = "standard input" if source == "-" else Path(source).name
@@ -195,12 +200,11 @@ def make_task(builder: Builder, preparation: Any) -> Task:
         builder.handed[group] = builder.part(group)
     try:
         task: Task = builder.part("task")(data=preparation)
+        return task
     except ConfigError as error:
         if not str(error).startswith("model="):
             raise
         raise ConfigError(f"{_named(builder, 'task')}: {error}") from error  # networks know no tasks
-    task.check()
-    return task
 
 
 def _check_reads(builder: Builder, gives: str) -> None:

@@ -159,6 +159,14 @@ def test_guidance(guidance: float) -> None:
     torch.testing.assert_close(task._guided(rows, 400, label), free + guidance * (told - free))
 
 
+def test_the_error_of_a_row_is_its_own() -> None:
+    """Whatever stands beside it, and whatever was drawn before."""
+    task, rows = of(Diffusion, (3,)), torch.randn(5, 3)
+    whole = task.predictions({"features": rows})
+    parts = [task.predictions({"features": piece}) for piece in rows.split(2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
 def test_a_class_that_is_told_changes_samples() -> None:
     task, made = of(Diffusion, target=CLASSES, sampling_steps=3), {}
     for label in (None, 0, 2):

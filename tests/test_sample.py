@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from runs import Trained, command, launch, working
 
 from dltrain import cli
@@ -44,8 +46,7 @@ def rows(*words: str) -> pd.DataFrame:
 
 def opened(name: str) -> np.ndarray:
     """The pixels of an image (height, width, 3)."""
-    image = pytest.importorskip("PIL.Image")
-    with image.open(name) as file:
+    with Image.open(name) as file:
         return np.asarray(file) / 255
 
 
@@ -85,6 +86,13 @@ def test_a_seed_repeats() -> None:
     pd.testing.assert_frame_equal(first, again)
     assert len(first) == 16
     assert not first["size"].equals(other["size"])
+
+
+def test_the_caller_s_generator_is_left_alone() -> None:
+    model, before = Trained(Path("outputs/rows")).model, torch.get_rng_state()
+    model.sample(3, seed=5)
+    model.predict(pd.read_csv("rows.csv"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_rows_on_standard_output() -> None:

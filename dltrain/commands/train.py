@@ -1,5 +1,7 @@
 """Train a run: start it, continue it, or show it if it is finished."""
 
+from pathlib import Path
+
 from dltrain.launch import led, processes, start
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run, opened
@@ -41,5 +43,7 @@ def show(terminal: Terminal, run: Run, result: Config) -> None:
 def predict_command(run: Run) -> str:
     """The command that applies a run to a new file."""
     where = run.name if run.folder.parent.name == "outputs" else run.folder
-    trust = ",".join(run.config().get("trust") or [])
-    return f"dltrain predict run={where} input=new.csv" + (f" 'trust=[{trust}]'" if trust else "")
+    config = run.config()
+    trust = ",".join(config.get("trust") or [])
+    kind = Path((config["data"].get("path") or "new.csv").removesuffix(".gz")).suffix
+    return f"dltrain predict run={where} input=new{kind}" + (f" 'trust=[{trust}]'" if trust else "")

@@ -18,6 +18,7 @@ class Autoencoder(Task):
     error with which it is told again, by which strange rows stand out.
     """
 
+    measured_on: tuple[str, ...] = ("features",)
     measures: Mapping[str, str] = {"mse": "min", "explained_variance": "max"}
 
     def __init__(self, data: Any, model: Callable, decoder: Callable, code: int = 8, noise: float = 0.0) -> None:

@@ -25,6 +25,7 @@ class Clustering(Autoencoder):
     """
 
     concludes_on = "train"
+    measured_on = ("features", "target")
     measures: Mapping[str, str] = {
         **Autoencoder.measures,
         "silhouette": "max",
@@ -84,7 +85,7 @@ class Clustering(Autoencoder):
     def _means(self, codes: Tensor) -> Tensor:
         """(clusters, code) of centres by k-means++ and Lloyd's algorithm; of fewer rows, the first again and again."""
         from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # several threads add up in any order
             distinct = len(codes.unique(dim=0))

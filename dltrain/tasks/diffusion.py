@@ -92,7 +92,9 @@ class Diffusion(Task):
         condition = self._condition({}, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
         total = torch.zeros(len(rows), 1, device=rows.device)
         for time in range(len(self.kept) // (2 * LOOKS), len(self.kept), max(1, len(self.kept) // LOOKS)):
-            noise, times = torch.randn_like(rows), torch.full_like(condition, time)
+            draw = torch.Generator().manual_seed(time)  # a row's error is its own, whatever stands beside it
+            noise = torch.randn(self.shape, generator=draw).to(rows.device).expand_as(rows)
+            times = torch.full_like(condition, time)
             told = self._told(self.noised(rows, times, noise), times, condition)
             total += (told - noise).square().flatten(1).mean(1, keepdim=True) / LOOKS
         return total

@@ -23,6 +23,7 @@ class GAN(Task):
     """
 
     draws = True
+    measured_on = ("features",)
     measures: Mapping[str, str] = {"distance": "min"}
 
     def __init__(

@@ -20,17 +20,9 @@ class Task(nn.Module):
     widens = 1  # numbers that one of the features becomes on its way, where they are many: as a token, the vocabulary
     measures: Mapping[str, str] = {}  # metrics that may pick the best epoch besides the loss: min or max
     concludes_on = "valid"  # the split whose rows `conclude` learns from, valid or train
+    measured_on: tuple[str, ...] = ("target",)  # fields of rows that metrics reads
     player_settings: Mapping[str, Any] = {}  # by player: settings of its own optimizer and scheduler
     moves_a_step: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
-
-    def check(self) -> None:
-        """Raise ConfigError if a network reads something else than this task gives."""
-        for network in self.modules():
-            if getattr(network, "reads", self.reads) != self.reads:
-                raise ConfigError(
-                    f"task={type(self).__name__.lower()} must go with a model of {self.reads}, "
-                    f"got model={type(network).__name__.lower()}, which reads {network.reads}"
-                )
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
         """Yield (player, sum of its loss over the rows, what that is a mean over) in the order in which players move.

@@ -21,6 +21,7 @@ class VAE(Task):
     """
 
     draws = True
+    measured_on = ("features",)
     measures: Mapping[str, str] = {"mse": "min", "explained_variance": "max"}
 
     def __init__(self, data: Any, model: Callable, decoder: Callable, code: int = 8, beta: float = 1.0) -> None:
