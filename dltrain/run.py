@@ -179,7 +179,7 @@ def _scores(value: Any) -> bool:
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read in result.json
-    **dict.fromkeys(("status", "monitor", "direction", "reason"), _word),
+    **dict.fromkeys(("status", "monitor", "direction", "reason", "health"), _word),
     **dict.fromkeys(("epochs", "best_epoch"), _count),
     **dict.fromkeys(("valid", "test"), _scores),
     "rows_per_second": _number,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dltrain.distributed import Single
 from dltrain.faults import point
+from dltrain.health import Health
 from dltrain.order import noise_seed, shard_bounds
 from dltrain.player import Finite, Player
 from dltrain.regularizers import Regularizer
@@ -38,6 +39,7 @@ class Step:
         self.draws = task.draws or any(part.draws for part in regularizers) or any(map(_drops, task.modules()))
         self.least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules()) else 1
         self.finite = Finite(trainer.device, scaled=trainer.dtype is torch.float16)
+        self.health = Health(players, trainer, activation)
         self.losses: dict[str, list[Tensor | float]] = {}  # player: [sum, count] since they were last taken
         self.activations: list[Tensor] = []
         if self.readers:
@@ -53,8 +55,9 @@ class Step:
         """Train on a global batch; `step` is its number in the run."""
         shards = [(shard, rows, self._moves(piece)) for shard, rows, piece in self._pieces(batch, n_rows)]
         move = 0
-        while self._move(shards, step, move):
-            move += 1
+        with self.health.look(step):
+            while self._move(shards, step, move):
+                move += 1
 
     def _pieces(self, batch: Rows, n_rows: int) -> Iterator[tuple[int, int, Rows]]:
         if self.shards == 1:
@@ -82,6 +85,7 @@ class Step:
             if self.draws:
                 self.trainer.seed(noise_seed(self.seed, step, move, shard))
             self.trainer.begin(last=number == len(shards))
+            self.health.counting = rows > 0
             with self.trainer.autocast():
                 made = next(moves, None)
             if made is None:
@@ -100,7 +104,8 @@ class Step:
         self.trainer.close(player.parameters)
         whole, over = (total.detach().float(), count) if sums is None else sums.close(self.trainer.across)
         self._count(name, whole, over)
-        player.step(whole, over, self.finite)
+        with self.health.watch(player):
+            player.step(whole, over, self.finite)
         return True
 
     def _count(self, name: str, total: Tensor, count: Tensor | float) -> None:

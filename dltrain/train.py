@@ -72,9 +72,10 @@ class Training:
         self.started = self.next_save = time.monotonic()
         self.talked, self.next_talk = (0, self.started), 0  # step and time of the last agreement, step of the next
         self.last_step: int | None = None  # to stop at, for whoever wants no more than the beginning
-        # who is told: a record and whether it is the best; a step and its loss; whether to stop
+        # who is told: a record and whether it is the best; a step and its loss; what ails a network; whether to stop
         self.report: Callable[[Record, bool], None] = lambda record, improved: None
         self.tick: Callable[[int, Callable[[], float]], None] = lambda step, loss: None
+        self.warn: Callable[[str], None] = lambda text: None
         self.stop: Callable[[], bool] = lambda: False
 
     def train(self) -> None:
@@ -150,7 +151,7 @@ class Training:
         position.seconds = time.monotonic() - self.started
         record: Record = {"step": position.step, "epoch": position.epoch, "time": round(position.seconds, 3)}
         record["lr"] = next(iter(self.players.values())).lr
-        record |= named("train/", self.step.mean_losses())
+        record |= named("train/", self.step.mean_losses()) | self.step.health.taken()
         if evaluated and len(self.valid_rows["target"]):
             metrics = self.evaluate(self.valid_rows)
             record |= {f"valid/{name}": value for name, value in metrics.items()}
@@ -161,6 +162,8 @@ class Training:
         position.recorded_rows, position.recorded_seconds = position.rows, position.seconds
         self.step.losses.clear()
         self.report(record, improved)
+        if ailment := self.step.health.ailment:
+            self.warn(ailment)
         return improved
 
     def evaluate(self, rows: Rows) -> dict[str, float]:
@@ -193,6 +196,7 @@ class Training:
         tensors, state = pack(self.task, self.players, self.trainer)
         state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
         state |= {"processes": self.trainer.world_size, "scaler": self.step.finite.state()}
+        state["health"] = self.step.health.state()
         self.checkpoints.save(position.step, tensors, state, position.best_step)
         self.next_save = time.monotonic() + self.trainer.save_every.number
 
@@ -210,6 +214,7 @@ class Training:
                 raise ValueError("a position that no run can have")
             self.step.load_losses(self.position.losses)
             self.step.finite.load(state["scaler"])
+            self.step.health.load(state["health"])
         return state
 
     def _possible(self, state: State) -> bool:

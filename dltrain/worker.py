@@ -16,13 +16,14 @@ from dltrain.checkpoint import Checkpoints
 from dltrain.data import stored
 from dltrain.data.rows import Data, Rows
 from dltrain.distributed import Single
-from dltrain.errors import ConfigError, Stopped, UserError
+from dltrain.errors import ConfigError, NonFinite, Stopped, UserError
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
 from dltrain.loggers import Loggers
 from dltrain.loggers.jsonl import JSONL
 from dltrain.player import Player
 from dltrain.regularizers import ORDER, EarlyStopping, Regularizer
+from dltrain.report.advice import advice
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 from dltrain.settings import Settings
@@ -110,6 +111,8 @@ def _finish(
         result |= conclude(run, config, training, data)
     except BaseException as error:
         terminal.close()
+        if isinstance(error, NonFinite) and (why := training.step.health.suspicion):
+            training.warn(why)
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         result |= {"status": status, "epochs": training.position.epoch, "reason": str(error) or type(error).__name__}
         with contextlib.suppress(OSError, UserError):  # what ended the run is more important
@@ -142,6 +145,7 @@ def assemble(
     activation = type(builder.part("activation")())
     players: dict[str, Player] = {}
     step = Step(task, players, trainer, regularizers, activation, settings.seed, shards)
+    step.health.advised = lambda ailment: _advised(builder, ailment)
     training = Training(settings, trainer, task, players, rows, step, stopping, checkpoints)
     builder.handed["mode"] = training.direction
     steps = len(training.bounds) * settings.epochs
@@ -194,6 +198,15 @@ def _resident(rows: Rows, trainer: Single) -> Rows:
     return {key: values.to(trainer.device) for key, values in rows.items() if key != "row"}
 
 
+def _advised(builder: Builder, ailment: str) -> str:
+    """What ails a network, and the words that may help it."""
+    return advice(
+        ailment,
+        builder.config,
+        lambda part: builder.accepts("model", part) or (part == "model" and builder.kind("task").reads == "features"),
+    )
+
+
 def _multiply_adds(training: Training) -> int:
     parameters = sum(p.numel() for p in training.task.parameters())
     return parameters * max(end - start for start, end in training.bounds)
@@ -224,6 +237,12 @@ def _publish(run: Run, name: str, data: Data, training: Training, loggers: Logge
 
 def _listen(training: Training, terminal: Terminal, loggers: Loggers, signals: Signals) -> None:
     """Tell the terminal and the loggers what training reports, and training when it shall stop."""
+    said: set[str] = set()
+
+    def warn(ailment: str) -> None:
+        if (kind := ailment.partition(":")[0]) not in said:
+            terminal.warn(ailment)
+            said.add(kind)
 
     def report(record: dict[str, Any], improved: bool) -> None:
         loggers.log(record)
@@ -234,6 +253,7 @@ def _listen(training: Training, terminal: Terminal, loggers: Loggers, signals: S
         terminal.note(f"continuing at epoch {position.epoch}, step {position.step}")
     terminal.start(epochs, len(training.bounds), training.n_rows, position.epoch, position.step, training.monitor)
     training.report, training.tick, training.stop = report, terminal.tick, lambda: signals.asked
+    training.warn = warn
     signals.training = True
 
 
@@ -258,6 +278,7 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
         **scores,
         "rows_per_second": round(position.rows / max(position.seconds, 1e-9), 1),
         "seconds": round(position.seconds, 3),
+        "health": training.step.health.verdict(),
         "weights_sha256": trainer.tell(lambda: bundle.save(run.folder / "model", config, weights, data.preparation)),
     }
 

@@ -29,7 +29,8 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "sums": set(),
     "distributed": {"settings", "sums"},
     "player": {"distributed", "regularizers"},
-    "step": {"distributed", "order", "player", "regularizers", "sums", "tasks"},
+    "health": {"distributed", "player"},
+    "step": {"distributed", "health", "order", "player", "regularizers", "sums", "tasks"},
     "evaluate": {"distributed", "player", "tasks"},
     "checkpoint": {"distributed", "player"},
     "train": {

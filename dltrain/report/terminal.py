@@ -139,6 +139,8 @@ class Terminal:
             self._table(["metric", "valid", "test"], rows, right=frozenset({1, 2}))
         if len(metrics) > METRICS:
             self._line(Text(f"  ... {len(metrics) - METRICS:,} more in result.json"))
+        if health := str(result.get("health") or ""):
+            self._line(Text(shown(f"network {health}")))
         self._line(Text(_summary(result)))
         self._line(Text(f"run {shown(folder)}"), whole=True)
         self._line(Text("predict new rows with"))

@@ -79,6 +79,7 @@ PIECES = {
     "the best step": "position['best_step'] = None",
     "the best epoch": "position['best_epoch'] = None",
     "evaluations since the best": "position['since_best'] = 0",
+    "what ails the network": "state['health'] |= {'text': '', 'looks': 0}",
     "the seed of the order": "train.epoch_order = lambda rows, seed, epoch: order.epoch_order(rows, seed + 1, epoch)",
     "the seed of the noise": "step.noise_seed = lambda seed, *rest: order.noise_seed(seed + 1, *rest)",
 }
