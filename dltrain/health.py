@@ -13,7 +13,8 @@ from dltrain.distributed import Single
 from dltrain.errors import real, whole
 from dltrain.player import Player
 
-EVERY = 100  # steps between two looks; before, at 0, 1, 2, 4, 8, ... 64
+EVERY = 256  # steps between two looks
+EARLY = (1, 4, 16, 64)  # steps that are looked at besides
 SETTLED = 2  # step from which a look is judged: layers that begin at zero have let gradients through by then
 FAINT = 1e-6  # of the strongest layer's gradient: what is below does not learn
 STRONG = 1e3  # by how much the loss would change, at that slope, if a layer's weights doubled
@@ -61,8 +62,8 @@ class Units:
 class Health:
     """Looks at a step now and then, and leaves everything as it is; the numbers are of all rows and whole tensors.
 
-    A look costs about as much as a step, in about one of a hundred, and the memory of one more copy of a player's
-    weights. Networks that `trainer.compile` compiles are asked for gradients and updates alone.
+    A look costs about as much as one to two steps, and the memory of one more copy of a player's weights. Of networks
+    that `trainer.compile` compiles, gradients and updates alone are looked at.
     """
 
     def __init__(self, players: Mapping[str, Player], trainer: Single, activation: type[nn.Module]) -> None:
@@ -79,7 +80,7 @@ class Health:
     @contextmanager
     def look(self, step: int) -> Iterator[None]:
         """Within, a step is taken, and looked at if it is time; every rank must do so."""
-        if step % EVERY and (step > EVERY or step & (step - 1)):
+        if step % EVERY and step not in EARLY:
             yield
             return
         self.layers, self.units, self.looking = {}, {}, True
