@@ -103,10 +103,10 @@ class Model:
 
         for word in told.keys() - inspect.signature(self.task.sample).parameters:
             raise ConfigError(f"{word} must be left out with task={type(self.task).__name__.lower()}")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), next(self.task.parameters()).device:
             torch.manual_seed(seed)
             made = self.task.sample(n, **told)
-        return pd.DataFrame({"text": made}) if isinstance(made, list) else self.preparation.restored(made)
+        return pd.DataFrame({"text": made}) if isinstance(made, list) else self.preparation.restored(made.cpu())
 
     def evaluate(self, frame: "pd.DataFrame", source: str = "frame") -> dict[str, float]:
         """Metrics of rows that have the target column; raises DataError if they do not."""

@@ -30,7 +30,7 @@ from dltrain.settings import Settings
 FORMAT = 1
 GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
 WHERE = ("trainer", "logger")  # groups that say where a run happens
-ELSEWHERE = ("name", "output_root", "fresh", "trust")  # settings of where a run is, not of what it is
+ELSEWHERE = ("name", "output_root", "fresh", "trust", "sample_every")  # settings of where a run is, not of what it is
 Config = dict[str, Any]
 
 

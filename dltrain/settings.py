@@ -53,6 +53,7 @@ RULES: dict[str, Rule] = {
     "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "monitor": (lambda v: v is None or (isinstance(v, str) and v != ""), "the name of a metric, or null"),
     "evaluate_every": (_periodic, "a number of epochs such as 1, or of steps such as 500steps"),
+    "sample_every": (lambda v: v is None or whole(v, 1), "a whole number of epochs of at least 1, or null"),
     "ema": (lambda v: v is None or (real(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "name": (
         lambda v: v is None or (isinstance(v, str) and NAME.fullmatch(v) is not None),
@@ -80,6 +81,7 @@ class Settings:
     precision: str = "float32"
     monitor: str | None = None
     evaluate_every: int | str = 1
+    sample_every: int | None = 10  # epochs between samples of tasks that make some
     ema: float | None = None
     name: str | None = None
     output_root: str = "outputs"

@@ -2,8 +2,10 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +28,7 @@ from dltrain.regularizers import ORDER, EarlyStopping, Regularizer
 from dltrain.report.advice import advice
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
+from dltrain.sampler import Sampler
 from dltrain.settings import Settings
 from dltrain.step import Step
 from dltrain.tasks.task import Task
@@ -76,6 +79,7 @@ def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int
         task = bundle.make_task(builder, data.preparation)
         for network in task.children():
             terminal.network(network, data.preparation.shape_in)
+        sampler = Sampler(task, data.preparation, trainer, settings.sample_every)
         checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
         training = assemble(settings, builder, trainer, data, task, checkpoints)
         training.last_step = last_step
@@ -95,7 +99,7 @@ def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int
         result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
         result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
         loggers.start(run.folder, config, training.position.step)
-        _listen(training, terminal, loggers, signals)
+        _listen(training, terminal, loggers, signals, lambda: _sample(sampler, training, run.folder, terminal))
         return _finish(run, config, training, data, loggers, terminal, result)
 
 
@@ -235,7 +239,25 @@ def _publish(run: Run, name: str, data: Data, training: Training, loggers: Logge
     training.checkpoints.before_save = loggers.sync
 
 
-def _listen(training: Training, terminal: Terminal, loggers: Loggers, signals: Signals) -> None:
+def _sample(sampler: Sampler, training: Training, folder: Path, terminal: Terminal) -> None:
+    """Write samples if an epoch has ended after which they are due; the clock of training stands still."""
+    epoch = training.position.epoch
+    if training.position.batch or not sampler.due(epoch):
+        return
+    before = time.monotonic()
+    try:
+        path = sampler.write(training.task, training.players, folder, epoch)
+        if path and epoch == sampler.every:
+            terminal.note(f"samples of every {epoch} epochs are in {path.parent}")
+    except ConfigError as error:
+        sampler.every = None
+        terminal.warn(f"no samples are written while this trains: {error}")
+    training.started += time.monotonic() - before
+
+
+def _listen(
+    training: Training, terminal: Terminal, loggers: Loggers, signals: Signals, sample: Callable[[], None]
+) -> None:
     """Tell the terminal and the loggers what training reports, and training when it shall stop."""
     said: set[str] = set()
 
@@ -247,6 +269,7 @@ def _listen(training: Training, terminal: Terminal, loggers: Loggers, signals: S
     def report(record: dict[str, Any], improved: bool) -> None:
         loggers.log(record)
         terminal.epoch(record, improved)
+        sample()
 
     position, epochs = training.position, training.settings.epochs
     if position.step:

@@ -340,3 +340,13 @@ def test_on_all_gpus(trainer: str, server: Server, tmp_path: Path) -> None:
     words = [*FULL, "model=cnn", "exact=true", f"shards={max(2, torch.cuda.device_count())}"]
     single = trained(server, tmp_path, words)
     assert bits(trained(server, tmp_path, words, trainer, torch.cuda.device_count())) == bits(single)
+
+
+def test_samples_are_the_same_wherever_a_run_trains(server: Server, tmp_path: Path) -> None:
+    """A part of the network is asked for rows, which FSDP's pieces alone could not answer."""
+    words = [*SMALL, "task=vae", "exact=true", "shards=2", "sample_every=1"]
+    expected = trained(server, tmp_path, words)
+    for trainer in ("ddp", "fsdp"):
+        run = trained(server, tmp_path, words, trainer, 2)
+        for name in ("epoch-00001.png", "epoch-00002.png"):
+            assert (run / "samples" / name).read_bytes() == (expected / "samples" / name).read_bytes()

@@ -38,9 +38,10 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     },
     "run": {"data", "settings"},
     "bundle": {"build", "checkpoint", "evaluate", "tasks"},
+    "sampler": {"bundle", "distributed", "player", "report", "tasks"},
     "worker": {
         *("build", "bundle", "checkpoint", "data", "distributed", "evaluate", "loggers", "player", "regularizers"),
-        *("report", "run", "settings", "step", "tasks", "train"),
+        *("report", "run", "sampler", "settings", "step", "tasks", "train"),
     },
     "launch": {"distributed", "report", "run", "worker"},
     "commands": {"build", "bundle", "choices", "compose", "launch", "report", "run", "settings"},

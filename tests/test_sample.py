@@ -13,6 +13,7 @@ from PIL import Image
 from runs import Trained, command, launch, working
 
 from dltrain import cli
+from dltrain.errors import ConfigError
 
 SMALL = ["model.hidden=[32]", "epochs=30", "trainer.threads=1", "optimizer.lr=0.005", "evaluate_every=30"]
 CSV = ["data=csv", "data.path=rows.csv", "data.target=null"]
@@ -174,3 +175,55 @@ def test_pca_is_undone() -> None:
     real = Trained(Path("outputs/pca")).model.preparation.columns
     assert list(made) == real
     assert (made.mean() > 0).all()
+
+
+def watched(run: Trained) -> list[str]:
+    return sorted(path.name for path in (run.folder / "samples").iterdir())
+
+
+def test_samples_while_it_trains() -> None:
+    words = [*DIGITS, "task=diffusion", "task.steps=20", "task.sampling_steps=5", "epochs=5", "evaluate_every=5"]
+    run = launch(*words, "sample_every=2")
+    assert watched(run) == ["epoch-00002.png", "epoch-00004.png"]
+    assert f"samples of every 2 epochs are in {run.folder / 'samples'}" in run.printed
+    assert opened(str(run.folder / "samples/epoch-00002.png")).shape[2] == 3
+    none = launch(*words, "sample_every=null")
+    assert not (none.folder / "samples").exists()
+    assert none.result["weights_sha256"] == run.result["weights_sha256"]
+    assert none.curve("train/loss") == run.curve("train/loss")
+
+
+@pytest.mark.parametrize("more", [[], ["ema=0.9"]])
+def test_samples_of_the_last_epoch_are_those_of_the_bundle(more: list[str]) -> None:
+    run = launch(*CSV, *SMALL, "task=vae", "epochs=3", "evaluate_every=3", "sample_every=3", *more)
+    assert run.result["best_epoch"] == 3
+    rows(f"run={run.name}")
+    assert (run.folder / "samples/epoch-00003.csv").read_text() == Path("samples.csv").read_text()
+
+
+def test_texts_while_it_trains() -> None:
+    Path("book.txt").write_text("the cat sat on the mat. " * 200)
+    words = ["data=text", "data.path=book.txt", "data.length=16", "task=language", "model=gpt", "model.width=16"]
+    run = launch(*words, "model.heads=2", "model.depth=1", "epochs=1", "sample_every=1")
+    assert watched(run) == ["epoch-00001.txt"]
+    texts = (run.folder / "samples/epoch-00001.txt").read_text()
+    assert len(texts) >= 3 * 200
+    assert set(texts) <= set("the cat sat on the mat.\n")
+
+
+def test_nothing_is_sampled_of_a_task_that_makes_no_rows() -> None:
+    assert not (launch(*DIGITS, "sample_every=1").folder / "samples").exists()
+
+
+def test_a_step_that_cannot_be_undone_is_said_once() -> None:
+    step = ["pipeline=none", "+pipeline.poly._target_=sklearn.preprocessing.PolynomialFeatures"]
+    run = launch("data=iris", *SMALL, "epochs=3", "evaluate_every=1", "sample_every=1", "task=vae", *step)
+    said = "warning: no samples are written while this trains: run must have a pipeline that can be undone, got poly"
+    assert run.printed.count(said) == 1
+    assert run.result["epochs"] == 3
+
+
+@pytest.mark.parametrize("value", ["0", "often", "1.5", "2steps"])
+def test_how_often_samples_are_written(value: str) -> None:
+    with pytest.raises(ConfigError, match="sample_every must be a whole number"):
+        launch(*DIGITS, f"sample_every={value}")

@@ -1,19 +1,15 @@
 """Make new rows, images or texts with a finished run that has learnt to."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dltrain.commands import check_out, parse, written
 from dltrain.errors import ConfigError, must, nearest
+from dltrain.report import samples
 from dltrain.run import find
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from dltrain.bundle import Model
 
 
@@ -47,14 +43,14 @@ def run(words: list[str]) -> int:
     told["label"] = _code(model, options.label)
     rows = model.sample(options.n, options.seed, **{key: value for key, value in told.items() if value is not None})
     shape = model.preparation.shape_in
-    texts = list(rows) == ["text"]
-    out = options.out or ("-" if texts else "samples.png" if len(shape) == 3 else "samples.csv")
+    kind = samples.kind(rows, shape)
+    out = options.out or ("-" if kind == ".txt" else f"samples{kind}")
     check_out(out, "-")
     if out.endswith(".png"):
         must(len(shape) == 3, "out", "a .csv for rows that are no images", out)
-        _draw(rows, shape, Path(out))
-    elif out == "-" and texts:
-        print("\n\n".join(rows["text"]))
+        samples.draw(rows, shape, Path(out))
+    elif out == "-" and kind == ".txt":
+        print(samples.texts(rows), end="")
     else:
         with written(out) as file:
             file.write(rows.to_csv(index=False))
@@ -73,20 +69,3 @@ def _code(model: "Model", label: str | None) -> int | None:
     if label not in known:
         raise ConfigError(f"label must be a class of the run, got {label}{nearest(label, known)}")
     return known.index(label)
-
-
-def _draw(rows: "pd.DataFrame", shape: tuple[int, ...], out: Path) -> None:
-    """Images side by side, nearly a square of them, from the darkest to the brightest of all."""
-    from PIL import Image
-
-    pixels = rows.to_numpy(np.float64).reshape(len(rows), *shape)
-    low, high = np.quantile(pixels, [0.001, 0.999])
-    across = math.ceil(math.sqrt(len(rows)))
-    down = math.ceil(len(rows) / across)
-    tiles = np.zeros((down * across, shape[0], shape[1] + 1, shape[2] + 1))  # a dark line between them
-    tiles[: len(rows), :, :-1, :-1] = ((pixels - low) / max(high - low, 1e-12)).clip(0, 1)
-    grid = tiles.reshape(down, across, *tiles.shape[1:]).transpose(2, 0, 3, 1, 4)
-    grid = grid.reshape(shape[0], down * tiles.shape[2], across * tiles.shape[3])[:, :-1, :-1]
-    larger = max(1, 512 // max(grid.shape[1:]))
-    colours = (grid if shape[0] == 3 else grid[:1].repeat(3, 0)).transpose(1, 2, 0)
-    Image.fromarray((colours * 255).round().astype(np.uint8).repeat(larger, 0).repeat(larger, 1)).save(out)

@@ -221,7 +221,7 @@ def _train(row: Row, steps: int, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    mine = {"name": "verify", "output_root": str(folder), "fresh": False, "logger": {}}
+    mine = {"name": "verify", "output_root": str(folder), "fresh": False, "logger": {}, "sample_every": None}
     threads = torch.get_num_threads()
     with opened({**row.config, **mine}, [], row.world) as (run, name, config):
         try:
