@@ -63,7 +63,7 @@ def test_the_numbers_of_a_loop_by_hand(activation: str) -> None:
 ILL = {
     f"{DEEP} activation=sigmoid": (
         "vanishing: layers 1-",
-        "get less than 1e-06 of the strongest gradient; try activation=relu, model.norm=batch or model=resmlp",
+        "get less than 1e-6 of the strongest gradient; try activation=relu, model.norm=batch or model=resmlp",
     ),
     f"{DEEP} activation=tanh model.init=orthogonal optimizer.lr=0.3": (
         "vanishing: layers 1-",
