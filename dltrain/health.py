@@ -216,8 +216,11 @@ def ailment(layers: Sequence[Layer], units: Sequence[Units]) -> str:
     saturated = stuck is not None and stuck.flat >= STUCK
     where = f"{stuck.flat:.0%} of the values of {stuck.name} are flat" if stuck else ""
     if faint := [number for number, share in enumerate(shares(layers), 1) if share < FAINT]:
-        found = f"vanishing: layer{'s' * (len(faint) > 1)} {_ranges(faint)} of {len(layers)} get less than 1e-{-math.log10(FAINT):.0f}"
-        return f"{found} of the strongest gradient" + (f", saturated: {where}" if saturated else "")
+        which = f"layer{'s' * (len(faint) > 1)} {_ranges(faint)} of {len(layers)}"
+        share = f"{FAINT:.0e}".replace("e-0", "e-")
+        return f"vanishing: {which} get less than {share} of the strongest gradient" + (
+            f", saturated: {where}" if saturated else ""
+        )
     return f"saturated: {where}" if saturated else ""
 
 
