@@ -196,20 +196,21 @@ class Trials:
         hydra = HydraConfig.get()
         words = [*self.literal, *(word for word in hydra.overrides.task if word != compose.TYPED)]
         print(f"trial {hydra.job.num + 1} of {self.number}: {shlex.join(words)}", flush=True)
-        code, message = self._outcome(cfg, words)
-        line = {"trial": hydra.job.num + 1, "exit": code, "words": words, "message": message}
+        names: list[str] = []
+        code, message = self._outcome(cfg, words, names.append)
+        line = {"trial": hydra.job.num + 1, "exit": code, "words": words, "message": message, "run": [*names, None][0]}
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return code
 
-    def _outcome(self, cfg: "DictConfig", words: list[str]) -> tuple[int, str]:
+    def _outcome(self, cfg: "DictConfig", words: list[str], opening: Callable[[str], None]) -> tuple[int, str]:
         from hydra.core.hydra_config import HydraConfig
 
         from dltrain.commands.train import train as train_run
 
         try:
             config = compose.checked(cfg, compose.chosen(HydraConfig.get()))
-            return train_run({**config, "name": None}, words), ""
+            return train_run({**config, "name": None}, words, opening), ""
         except UserError as error:
             return tell(error), str(error)
         except Exception as error:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ class Recorder:
         self.calls: list[tuple[dict[str, Any], list[str]]] = []
         self.ends: list[int | BaseException] = []
 
-    def __call__(self, config: dict[str, Any], words: list[str]) -> int:
+    def __call__(self, config: dict[str, Any], words: list[str], opening: Callable[[str], None] = print) -> int:
         self.calls.append((config, words))
         end = self.ends.pop(0) if self.ends else 0
         if isinstance(end, BaseException):

@@ -33,14 +33,14 @@ def run(words: list[str]) -> int:
         lines = members(known[what])
     elif not what:
         rows = [(plural(group), " ".join(options(group))) for group in groups()]
-        lines = pairs([*rows, ("runs", "what was trained, with status and metric")], _width())
+        lines = pairs([*rows, ("runs", "what was trained, with status and metric")], width())
     else:
         raise ConfigError(f"list {what}: no such list{nearest(what, [*map(plural, groups()), 'runs'])}")
     print("\n".join(lines))
     return 0
 
 
-def _width() -> int:
+def width() -> int:
     """The columns of the terminal; in a pipe no line is folded, so that grep finds whole ones."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
 
@@ -52,7 +52,7 @@ def members(group: str) -> list[str]:
     for name, file in options(group).items():
         own = "" if file.is_relative_to(configs_dir()) else f" ({file})"
         rows.append((name + "*" * (name == default), describe(file) + own))
-    return pairs(rows, _width())
+    return pairs(rows, width())
 
 
 def runs(root: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Train a run: start it, continue it, or show it if it is finished."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dltrain.launch import led, processes, start
@@ -7,12 +8,13 @@ from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run, opened
 
 
-def train(config: Config, words: list[str]) -> int:
-    """Train the run of a composed config; returns 0, and raises what ended it otherwise."""
+def train(config: Config, words: list[str], opening: Callable[[str], None] = lambda name: None) -> int:
+    """Train the run of a composed config; returns 0, and raises what ended it otherwise. `opening` is told its name."""
     n = processes(config)
     with led(config) as leads:
         if leads:
             with opened(config, words, n) as (run, name, resolved):
+                opening(name)
                 go(run, name, resolved)
     return 0
 
