@@ -1,4 +1,4 @@
-"""Row order and seeds as pure functions of (seed, epoch, step, shard): resuming restores a position, not a history."""
+"""Order and seeds are functions of (seed, epoch, step, shard, row): resuming restores a position, not a history."""
 
 import hashlib
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 EPOCH_STRIDE = 1_000_003  # a prime: seeds of neighbouring runs share no epoch order
+ROW_STRIDE = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as 64 signed bits
 
 
 def epoch_order(n_rows: int, seed: int, epoch: int) -> Tensor:
@@ -16,7 +17,17 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> Tensor:
 
 def noise_seed(seed: int, step: int, move: int, shard: int) -> int:
     """The seed of everything drawn by one move of one shard of one step."""
-    digest = hashlib.blake2b(f"{seed},{step},{move},{shard}".encode(), digest_size=8).digest()
+    return hashed(seed, step, move, shard)
+
+
+def row_seeds(rows: Tensor, seed: int, epoch: int) -> Tensor:
+    """The seeds of what is drawn for each row in an epoch, whatever batch and shard it stands in: int64, as `rows`."""
+    return rows * ROW_STRIDE + hashed(seed, epoch)  # wraps around
+
+
+def hashed(*numbers: int) -> int:
+    """A number below 2^63 from whole numbers."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -1,11 +1,13 @@
 """What keeps a network from fitting too closely: rules for rows, penalties, constraints, and when to stop."""
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dltrain.augmentation import Augmentation
 from dltrain.errors import ConfigError, must, real, whole
 
 
@@ -27,7 +29,7 @@ class Regularizer:
         self.players = players
 
     def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of a shard as the network shall see them in training."""
+        """The rows of a shard as the network shall see them in training; `seed` is one number for a row and epoch."""
         return batch
 
     def penalty(self, network: nn.Module, activations: list[Tensor]) -> Tensor | None:
@@ -145,45 +147,23 @@ class Mixup(Regularizer):
         return batch | mixed
 
 
-class Augment(Regularizer):
-    """Signals and images moved by up to `shift` of each side, mirrored if `flip`, and scaled by 1 + `scale` * N(0, 1).
+@dataclass
+class Augment(Augmentation, Regularizer):
+    """Signals and images changed at random; what happens to a row is a function of the seed, the epoch and the row."""
 
-    Every row draws its own; zeros come in where it moved. Raises ConfigError for rows without a spatial shape.
-    """
+    group: ClassVar[str] = "regularizer.augment"
+    players: list[str] | None = None
 
-    draws = True
-
-    def __init__(
-        self,
-        shape_in: tuple[int, ...],
-        shift: float = 0.125,
-        flip: bool = False,
-        scale: float = 0.0,
-        players: list[str] | None = None,
-    ) -> None:
-        super().__init__(players)
-        if len(shape_in) not in (2, 3):
+    def __post_init__(self) -> None:
+        if len(self.shape_in) not in (2, 3):
             raise ConfigError(
                 "regularizer=augment must go with rows of shape (channels, length) or (channels, height, width), "
-                f"got {tuple(shape_in)}; set data.shape or leave augment out"
+                f"got {tuple(self.shape_in)}; set data.shape or leave augment out"
             )
-        must(real(shift) and 0 <= shift < 1, "regularizer.augment.shift", "in [0, 1)", shift)
-        must(isinstance(flip, bool), "regularizer.augment.flip", "true or false", flip)
-        must(not flip or len(shape_in) == 3, "regularizer.augment.flip", "false for signals (it mirrors images)", flip)
-        self.reach = [round(shift * side) for side in shape_in[1:]]
-        self.flip, self.scale = flip, not_negative("regularizer.augment.scale", scale)
+        super().__post_init__()
 
     def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        x = batch["features"]
-        for dim, reach in enumerate(self.reach, start=2):
-            if reach:
-                x = shifted(x, dim, torch.randint(-reach, reach + 1, (len(x),), device=x.device))
-        each = (len(x), *[1] * (x.ndim - 1))
-        if self.flip:
-            x = torch.where(torch.rand(each, device=x.device) < 0.5, x.flip(-1), x)
-        if self.scale:
-            x = x * (1 + self.scale * torch.randn(each, device=x.device))
-        return batch | {"features": x}
+        return batch | {"features": self(batch["features"], batch["seed"])}
 
 
 class EarlyStopping(Regularizer):
@@ -224,15 +204,6 @@ def mix(values: Tensor, share: Tensor, other: Tensor) -> Tensor:
     """share of each row and the rest of the row that `other` names."""
     share = share.view(-1, *[1] * (values.ndim - 1))
     return share * values + (1 - share) * values[other]
-
-
-def shifted(x: Tensor, dim: int, steps: Tensor) -> Tensor:
-    """Each row moved along one dimension by its own number of places; what comes in is zero."""
-    shape = [1] * x.ndim
-    shape[0], shape[dim] = len(x), x.shape[dim]
-    source = (torch.arange(x.shape[dim], device=x.device) - steps.unsqueeze(1)).view(shape)
-    inside = (source >= 0) & (source < x.shape[dim])
-    return x.gather(dim, source.clamp(0, x.shape[dim] - 1).expand_as(x)) * inside
 
 
 def positive(setting: str, value: Any) -> float:

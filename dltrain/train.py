@@ -16,7 +16,7 @@ from dltrain.distributed import Single
 from dltrain.errors import Stopped, real, whole
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
-from dltrain.order import batch_bounds, epoch_order
+from dltrain.order import batch_bounds, epoch_order, row_seeds
 from dltrain.player import Player
 from dltrain.regularizers import EarlyStopping
 from dltrain.settings import Every, Settings
@@ -96,6 +96,7 @@ class Training:
         sizes = [end - start for start, end in rest]
         order = epoch_order(self.n_rows, self.settings.seed, position.epoch)[rest[0][0] :].to(self.trainer.device)
         batches = {key: values.index_select(0, order).split(sizes) for key, values in self.train_rows.items()}
+        batches["seed"] = row_seeds(order, self.settings.seed, position.epoch).split(sizes)
         self.task.train()
         for number, n_rows in enumerate(sizes):
             point("batch")

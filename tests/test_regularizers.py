@@ -19,6 +19,7 @@ from dltrain.losses import CrossEntropy
 from dltrain.models.cnn import CNN
 from dltrain.models.linear import Linear
 from dltrain.models.mlp import MLP
+from dltrain.order import row_seeds
 from dltrain.regularizers import (
     L1,
     L2,
@@ -56,6 +57,7 @@ def batch(rows=12, shape=(6,), seed=0):
         "target": torch.arange(rows) % 3,
         "row": torch.arange(rows),
         "weight": torch.rand(rows, generator=draw),
+        "seed": row_seeds(torch.arange(rows), seed, epoch=0),
     }
 
 
@@ -292,8 +294,11 @@ def test_a_yaml_stands_in_its_own_package_says_every_default_and_has_a_place_in_
     assert vars(kind(**asked, **settings)) == vars(kind(**asked))
     # the loop seeds the generator only before parts that say that they draw
     rows = batch(shape=(1, 8, 8))
-    changed = seeded(kind(**asked, **settings), rows)
-    assert (changed is not rows) == kind.draws
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    changed = kind(**asked, **settings).rows(rows)
+    assert (changed is not rows) == (kind.rows is not Regularizer.rows)
+    assert kind.draws != torch.equal(torch.get_rng_state(), before)
     if kind is not EarlyStopping:
         assert kind(**asked, **settings | {"players": ["generator"]}).players == ["generator"]
 
