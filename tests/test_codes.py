@@ -13,6 +13,7 @@ from runs import launch, predict, working
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from dltrain.data.target import Target
@@ -127,6 +128,35 @@ def test_looks_are_rows_in_which_others_lend() -> None:
     assert kept.std() == pytest.approx(0.1, rel=0.2)
 
 
+def test_looks_at_images_are_windows_of_them_alone() -> None:
+    flat = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 6, 6)
+    look = {"shift": 0.0, "crop": 0.5, "flip": True}
+    task = of(Contrastive, (1, 6, 6), noise=0.0, look=look)
+    torch.testing.assert_close(task._look(flat), flat)  # nothing of another image
+    lent = of(Contrastive, (1, 6, 6), noise=0.0, look=look, corruption=0.3)._look(flat)
+    assert 0.15 < (lent != flat).float().mean() < 0.45
+    ramp = torch.arange(6.0).expand(50, 1, 6, 6)
+    steps = task._look(ramp).diff(dim=3)
+    torch.testing.assert_close(steps, steps[..., :1, :1].expand_as(steps), atol=1e-4, rtol=0)
+    assert 0.5 <= steps.abs().min() < 0.6
+    assert 0.9 < steps.abs().max() <= 1.0001
+    assert 10 < (steps[:, 0, 0, 0] > 0).sum() < 40  # the others are mirrored
+    assert not torch.equal(task._look(ramp), task._look(ramp))
+
+
+def test_windows_teach_codes_of_images_that_borrowed_pixels_do_not() -> None:
+    words = ["data=digits", "task=contrastive", "model=cnn", "model.channels=[16,32]", "batch_size=256", "epochs=15"]
+    words += ["evaluate_every=15", "trainer.threads=1"]
+    found = {}
+    for corruption in ("auto", "0.3"):
+        more = [] if corruption == "auto" else [f"task.look.{off}" for off in ("crop=1", "cutout=0", "brightness=0")]
+        run = launch(*words, f"task.corruption={corruption}", *more)
+        train, test = (run.model.outputs(rows["features"]) for rows in (run.data.train, run.data.test))
+        neighbours = KNeighborsClassifier().fit(train, run.data.train["target"])
+        found[corruption] = neighbours.score(test, run.data.test["target"])
+    assert found["auto"] > found["0.3"] + 0.03
+
+
 def test_contrastive_learns_and_predicts_its_code() -> None:
     run = launch(*SMALL, "task=contrastive", "task.code=4", "epochs=8", "optimizer.lr=0.005")
     curve = run.curve("valid/loss")
@@ -225,7 +255,7 @@ REFUSED = [
     (Contrastive, {"code": 0}, "task.code must be a whole number of at least 1, got 0"),
     (Contrastive, {"width": True}, "task.width must be a whole number of at least 1, got true"),
     (Contrastive, {"temperature": 0}, "task.temperature must be above 0, got 0"),
-    (Contrastive, {"corruption": 1}, "task.corruption must be in [0, 1), got 1"),
+    (Contrastive, {"corruption": 1}, "task.corruption must be in [0, 1), or auto, got 1"),
     (Contrastive, {"noise": "some"}, "task.noise must be at least 0, got some"),
 ]
 
@@ -235,3 +265,13 @@ def test_a_setting_that_is_refused(task: Any, settings: dict[str, Any], sentence
     with pytest.raises(ConfigError) as caught:
         of(task, **settings, **({"decoder": Linear} if issubclass(task, Autoencoder) else {}))
     assert str(caught.value) == sentence
+
+
+def test_a_look_that_cannot_be_is_one_sentence() -> None:
+    for shape, look, sentence in (
+        ((1, 8, 8), {"crop": 0}, "crop must be above 0 and at most 1, got 0"),
+        ((2, 8), {"rotation": 5}, "rotation must be 0 for signals (it turns images), got 5"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            of(Contrastive, shape, look=look)
+        assert str(error.value) == f"task.look.{sentence}"

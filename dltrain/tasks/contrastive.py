@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dltrain.augmentation import Augmentation
 from dltrain.errors import must, real, whole
 from dltrain.tasks.task import Columns, Move, Task
 
@@ -14,10 +15,12 @@ from dltrain.tasks.task import Columns, Move, Task
 class Contrastive(Task):
     """SimCLR (https://arxiv.org/abs/2002.05709) on rows or images.
 
-    A look at a row has a share `corruption` of its features replaced by those of other rows, as in SCARF
-    (https://arxiv.org/abs/2106.15147), and Gaussian `noise`. The network tells a code, a head of one hidden layer tells
-    of the code what is compared, by the cosine over `temperature`. Rows are compared within a shard, so that the number
-    of shards is part of the mathematics. Predicts the code.
+    A look at a signal or an image is changed as `look` says, the settings of dltrain.augmentation. Of any other row a
+    share `corruption` of the features is replaced by those of other rows, as in SCARF
+    (https://arxiv.org/abs/2106.15147); as a number it holds for signals and images too. Both get Gaussian `noise`. The
+    network tells a code, a head of one hidden layer tells of the code what is compared, by the cosine over
+    `temperature`. Rows are compared within a shard, so that the number of shards is part of the mathematics. Predicts
+    the code.
     """
 
     draws = True
@@ -29,16 +32,20 @@ class Contrastive(Task):
         code: int = 64,
         width: int = 128,
         temperature: float = 0.2,
-        corruption: float = 0.3,
+        corruption: float | str = "auto",
         noise: float = 0.1,
+        look: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         must(whole(code, 1), "task.code", "a whole number of at least 1", code)
         must(whole(width, 1), "task.width", "a whole number of at least 1", width)
         must(real(temperature) and temperature > 0, "task.temperature", "above 0", temperature)
-        must(real(corruption) and 0 <= corruption < 1, "task.corruption", "in [0, 1)", corruption)
+        spatial = len(data.shape_in) > 1
+        lent: Any = (0.0 if spatial else 0.3) if corruption == "auto" else corruption
+        must(real(lent) and 0 <= lent < 1, "task.corruption", "in [0, 1), or auto", lent)
         must(real(noise) and noise >= 0, "task.noise", "at least 0", noise)
-        self.temperature, self.corruption, self.noise = temperature, corruption, noise
+        self.temperature, self.corruption, self.noise = temperature, lent, noise
+        self.change = Augmentation(tuple(data.shape_in), **look) if spatial and look else None
         self.network = Projected(model(data.shape_in, (code,)), code, width)
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
@@ -46,9 +53,13 @@ class Contrastive(Task):
         yield "network", self._unlike(seen.float()), len(batch["features"])
 
     def _look(self, rows: Tensor) -> Tensor:
-        others = rows[torch.randint(len(rows), (len(rows),), device=rows.device)]
-        kept = torch.rand(rows.shape, device=rows.device) >= self.corruption
-        return torch.where(kept, rows, others) + self.noise * torch.randn_like(rows)
+        if self.change is not None:
+            rows = self.change(rows, torch.randint(2**62, (len(rows),), device=rows.device))
+        if self.corruption:
+            others = rows[torch.randint(len(rows), (len(rows),), device=rows.device)]
+            kept = torch.rand(rows.shape, device=rows.device) >= self.corruption
+            rows = torch.where(kept, rows, others)
+        return rows + self.noise * torch.randn_like(rows)
 
     def _unlike(self, seen: Tensor) -> Tensor:
         """The normalised temperature-scaled cross entropy of (2 * batch, width), a mean over both looks, summed."""
