@@ -75,6 +75,7 @@ def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int
         point("build")
         made = [JSONL(), *(make() for make in builder.parts("logger").values())] if trainer.rank == 0 else []
         loggers = Loggers(made, terminal.warn)
+        builder.handed["train"] = data.train
         trainer.seed(settings.seed)
         task = bundle.make_task(builder, data.preparation)
         for network in task.children():

@@ -1,13 +1,21 @@
 """TabM against its formulas and the authors' package, and what it is for: better than one perceptron."""
 
+import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from faults.forks import Server
+from runs import launch, predict, working
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dltrain.errors import ConfigError
-from dltrain.models.numbers import AffineEmbedding, PeriodicEmbedding, PiecewiseLinearEmbedding
+from dltrain.models.numbers import AffineEmbedding, PeriodicEmbedding, PiecewiseLinearEmbedding, quantile_edges
 from dltrain.models.tabm import TabM
 from dltrain.regularizers import matrices
 
@@ -65,8 +73,8 @@ def test_copied_weights_equal_the_authors_package(mini: bool, embeddings: str | 
         pairs = [(theirs.periodic.weight, embedding.frequency), (theirs.linear.weight, embedding.weight)]
         copy([*pairs, (theirs.linear.bias, embedding.bias)])
     elif isinstance(embedding, PiecewiseLinearEmbedding):
-        edges = torch.cat([embedding.left, (embedding.left + embedding.size)[-1:]])
-        theirs = numbers.PiecewiseLinearEmbeddings([edges] * 7, 4, activation=False, version="B")
+        edges = torch.cat([embedding.left, (embedding.left + embedding.size)[:, -1:]], 1)
+        theirs = numbers.PiecewiseLinearEmbeddings([*edges], 4, activation=False, version="B")
         pairs = [(theirs.linear0.weight, embedding.affine.weight), (theirs.linear0.bias, embedding.affine.bias)]
         copy([*pairs, (theirs.linear.weight, embedding.weight)])
     kind = "tabm-mini" if mini else "tabm"
@@ -169,6 +177,42 @@ def test_piecewise_linear_begins_affine_and_bends_at_the_quantiles() -> None:
     assert (inside.diff(dim=0) >= 0).all()
 
 
+def odd_rows() -> Tensor:
+    """(500, 4): a normal, few values, one value but for a few rows, and one that is always the same."""
+    normal = torch.randn(500)
+    rare = torch.where(torch.arange(500) < 20, normal, 0.0)
+    return torch.stack([normal, torch.arange(500) % 3 * 1.0, rare, torch.full((500,), 2.0)], 1)
+
+
+def test_bins_are_cut_at_quantiles_of_the_rows() -> None:
+    rows = odd_rows()
+    edges = quantile_edges(rows, 8)
+    assert edges.shape == (4, 9)
+    for column, found in zip(rows.T.double().numpy(), edges.numpy(), strict=True):
+        expected = np.unique(np.percentile(column, np.linspace(0, 100, 9)).astype(np.float32))
+        np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-6)
+        assert (found[len(expected) :] == expected[-1]).all()
+    shares = PiecewiseLinearEmbedding(4, 3, 8, rows).share(rows)
+    assert shares.isfinite().all()
+    assert not shares[:, 3].any()  # nothing to tell by what is always the same
+    passed = (shares[:, 0] >= 1).float().mean(0)[:-1]
+    torch.testing.assert_close(passed, torch.arange(7, 0, -1) / 8, atol=0.005, rtol=0)  # each holds an eighth
+
+
+def test_bins_and_shares_equal_the_authors_package() -> None:
+    numbers = pytest.importorskip("rtdl_num_embeddings")
+    rows = odd_rows()[:, :3]
+    bins = numbers.compute_bins(rows, n_bins=8)
+    embedding = PiecewiseLinearEmbedding(3, 4, 8, rows)
+    there = embedding.size > 0
+    for column, theirs in enumerate(bins):
+        ours = torch.cat([embedding.left[column, there[column]], rows[:, column].max().view(1)])
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    new = 3 * torch.randn(100, 3)
+    expected = numbers.PiecewiseLinearEncoding(bins)(new)
+    torch.testing.assert_close(embedding.share(new)[:, there], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_embeddings_fit_what_turns_quickly() -> None:
     x = torch.randn(256, 1)
     target = torch.sign(torch.sin(6 * x))
@@ -222,3 +266,105 @@ def test_a_setting_that_cannot_be_is_one_sentence(settings: dict, sentence: str)
     with pytest.raises(ConfigError) as error:
         TabM((4,), (1,), **settings)
     assert str(error.value) == sentence
+
+
+# Whole runs: each member learns by itself, bins come from the training rows, and both travel.
+
+TABLE = ["data=csv", "data.path=rows.csv", "model=tabm", "model.hidden=[16]", "model.members=4", "model.dropout=0"]
+STEPS = ["epochs=4", "batch_size=32", "trainer.save_every=1h"]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    with working(tmp_path) as folder:
+        draw = np.random.default_rng(0)
+        frame = pd.DataFrame({"a": np.exp(2 * draw.normal(size=300)), "b": draw.integers(0, 3, 300)})
+        high = np.log(frame["a"]) + frame["b"] - 1 + 0.3 * draw.normal(size=300)
+        frame["number"], frame["kind"] = high, np.array(["low", "middle", "high"])[np.digitize(high, [-1, 1])]
+        frame["yes"] = np.where(high > 0, "yes", "no")
+        frame["w"] = draw.integers(1, 4, 300)
+        frame.to_csv("rows.csv", index=False)
+        yield folder
+
+
+OTHERS = {"number", "kind", "yes", "w"}
+
+
+def words(target: str, *more: str) -> list[str]:
+    ignored = ",".join(sorted(OTHERS - {target}))
+    return [*TABLE, f"data.target={target}", f"data.ignore=[{ignored}]", *STEPS, *more]
+
+
+@pytest.mark.parametrize("target", ["number", "kind", "yes"])
+@pytest.mark.usefixtures("here")
+def test_the_loss_is_the_mean_of_the_members_and_the_prediction_theirs(target: str) -> None:
+    run = launch(*words(target))
+    x, y = run.data.valid["features"], run.data.valid["target"]
+    with torch.no_grad():
+        each = run.network(x, each=True)
+    losses = {"number": F.mse_loss, "kind": F.cross_entropy, "yes": F.binary_cross_entropy_with_logits}
+    expected = torch.stack([losses[target](member, y) for member in each.unbind(1)]).mean()
+    assert run.result["valid"]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    links = {"number": lambda o: o, "kind": lambda o: o.softmax(2), "yes": torch.sigmoid}
+    found = run.model.outputs(x)
+    torch.testing.assert_close(found, run.data.preparation.target.decode(links[target](each).mean(1)))
+    loss_of_mean = losses[target](each.mean(1), y).item()
+    assert loss_of_mean < expected.item() * 0.99  # the test can tell one from the other
+
+
+@pytest.mark.usefixtures("here")
+def test_each_member_learns_as_if_alone() -> None:
+    """One step of gradient descent moves every member's head by its own error over the rows."""
+    sgd = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "optimizer.weight_decay=0", "epochs=1"]
+    more = words("kind", *sgd, "batch_size=all", "loss.label_smoothing=0.1", "loss.class_weights=[1,2,3]")
+    before = launch(*more, "optimizer.lr=1e-12").network
+    run = launch(*more)
+    x, y = run.data.train["features"], run.data.train["target"]
+    total = torch.zeros(())
+    for member in before(x, each=True).unbind(1):
+        total = total + F.cross_entropy(member, y, torch.tensor([1.0, 2, 3]), label_smoothing=0.1)
+    (total / 4).backward()
+    for name, parameter in before.named_parameters():
+        torch.testing.assert_close(run.weights[name], parameter.detach() - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "more", [["regularizer=mixup"], ["data.weight=w"], ["loss=focal"], ["loss.label_smoothing=0.2"]]
+)
+@pytest.mark.usefixtures("here")
+def test_members_go_with_soft_targets_weights_and_losses(more: list[str]) -> None:
+    run = launch(*[word.replace("kind,number,w", "kind,number") for word in words("yes")], *more)
+    curve = run.curve("valid/loss")
+    assert curve[-1] < curve[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_bins_are_those_of_training_rows_and_travel_with_the_model() -> None:
+    run = launch(*words("number", "model.embeddings=piecewise_linear", "model.bins=6"))
+    train = run.data.train["features"]
+    left, size = run.weights["embedding.left"], run.weights["embedding.size"]
+    for column, values in enumerate(train.T.double().numpy()):
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, 7)).astype(np.float32))
+        real = size[column] > 0
+        assert real.sum() == len(edges) - 1
+        np.testing.assert_allclose(left[column, real], edges[:-1], rtol=1e-5)
+        np.testing.assert_allclose((left + size)[column, real], edges[1:], rtol=1e-5)
+    assert (size == 0).any()  # of the column with three values
+    known = run.model.outputs(run.data.test["features"])
+    again = predict(run, "rows.csv")["prediction"].to_numpy()[run.data.test["row"]]
+    np.testing.assert_allclose(again, known[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("trainer", "ranks"), [("ddp", 2), ("fsdp", 2)])
+def test_members_and_bins_are_the_same_bits_on_every_trainer(
+    trainer: str, ranks: int, here: Path, server: Server
+) -> None:
+    found = []
+    for where, processes in (("single", 1), (trainer, ranks)):
+        more = ["model.embeddings=piecewise_linear", "exact=true", "shards=2", "epochs=2", "ema=0.9"]
+        more += [f"trainer={where}", "name=run", f"output_root={where}"]
+        code, said = server.run(words("kind", *more), here, ranks=processes, seconds=300)
+        assert code == 0, said
+        result = json.loads((here / where / "run" / "result.json").read_text())
+        found.append((result["weights_sha256"], result["valid"], result["test"]))
+    assert found[0] == found[1]

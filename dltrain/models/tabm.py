@@ -19,7 +19,7 @@ class TabM(nn.Module):
 
     (batch, *shape_in) to (batch, *shape_out), the mean over the members; with `each`, every member's answer
     (batch, members, *shape_out). `mini` leaves each member the scales of its input and its head alone. `embeddings`
-    makes each number a vector first (dltrain.models.numbers).
+    makes each number a vector first (dltrain.models.numbers), for which bins are cut at quantiles of `rows`.
     """
 
     def __init__(
@@ -36,12 +36,13 @@ class TabM(nn.Module):
         bins: int = 32,
         dropout: float = 0.1,
         init: str = "default",
+        rows: Tensor | None = None,
     ) -> None:
         super().__init__()
         check(real(frequency_scale) and frequency_scale > 0, "frequency_scale", "a number above 0", frequency_scale)
         n, rate, shared = prod(shape_in), dropout_rate(dropout), flag("mini", mini)
         width, bins = count("embedding_width", embedding_width), count("bins", bins, least=2)
-        self.embedding = embed_numbers(embeddings, n, width, activation, float(frequency_scale), bins)
+        self.embedding = embed_numbers(embeddings, n, width, activation, float(frequency_scale), bins, rows)
         wide = 1 if self.embedding is None else width
         widths = [n * wide, *sizes("hidden", hidden, fewest=1)]
         self.members = count("members", members)

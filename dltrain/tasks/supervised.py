@@ -15,16 +15,27 @@ from dltrain.tasks.task import Columns, Move, Task
 class Supervised(Task):
     """Predict the target from the features; `threshold` turns the probability of a binary target into a decision.
 
-    `threshold=auto` picks the one with the best F1 on the validation rows, after training.
+    `threshold=auto` picks the one with the best F1 on the validation rows, after training. A network that has `members`
+    is an ensemble: with `each` it gives (batch, members, *shape_out). Each member learns by a loss of its own, and the
+    mean of their predictions is what is predicted. A network may ask for the features of the training rows as `rows`.
     """
 
-    def __init__(self, data: Any, model: Callable, loss: Callable, threshold: float | str = 0.5) -> None:
+    def __init__(
+        self,
+        data: Any,
+        model: Callable,
+        loss: Callable,
+        threshold: float | str = 0.5,
+        train: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.target = data.target
         if self.target.kind == "none":
             raise ConfigError("data.target must be a column to predict with task=supervised, got null")
         self.loss = loss()
-        self.network: nn.Module = model(data.shape_in, self.loss.shape_out)
+        known = {} if train is None else {"rows": train["features"]}
+        self.network: nn.Module = model(data.shape_in, self.loss.shape_out, **known)
+        self.asked = {"each": True} if hasattr(self.network, "members") else {}
         self.tuned = threshold == "auto"
         if not self.tuned and not (isinstance(threshold, int | float) and 0 < threshold < 1):
             raise ConfigError(f"task.threshold must be between 0 and 1, or auto, got {threshold}")
@@ -35,15 +46,34 @@ class Supervised(Task):
         self.register_buffer("threshold", torch.tensor(0.5 if self.tuned else float(threshold), dtype=torch.float64))
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
-        yield "network", *self.loss(self.network(batch["features"]).float(), batch["target"], batch.get("weight"))
+        yield "network", *self._loss(self._output(batch), batch)
 
     def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self.target.decode(self.loss.predict(self.network(batch["features"]).float()))
+        return self._predicted(self._output(batch))
 
     def assess(self, batch: Mapping[str, Tensor]) -> tuple[list[Move], Tensor]:
-        output = self.network(batch["features"]).float()
-        total, count = self.loss(output, batch["target"], batch.get("weight"))
-        return [("network", total, count)], self.target.decode(self.loss.predict(output))
+        output = self._output(batch)
+        return [("network", *self._loss(output, batch))], self._predicted(output)
+
+    def _output(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(batch, *shape_out), or of an ensemble (batch, members, *shape_out)."""
+        output: Tensor = self.network(batch["features"], **self.asked).float()
+        return output
+
+    def _loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        target, weight = batch["target"], batch.get("weight")
+        if not self.asked:
+            return self.loss(output, target, weight)
+        n = output.shape[1]
+        weights = None if weight is None else weight.repeat_interleave(n)
+        total, count = self.loss(output.flatten(0, 1), target.repeat_interleave(n, 0), weights)
+        return total / n, count / n
+
+    def _predicted(self, output: Tensor) -> Tensor:
+        if not self.asked:
+            return self.target.decode(self.loss.predict(output))
+        each = self.loss.predict(output.flatten(0, 1)).unflatten(0, output.shape[:2])
+        return self.target.decode(each.mean(1))
 
     def metrics(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
         return score(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))

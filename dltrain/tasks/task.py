@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dltrain.errors import ConfigError
 
-Move = tuple[str, Tensor, Tensor | int]
+Move = tuple[str, Tensor, Tensor | float]
 Columns = Mapping[str, np.ndarray | list[Any]]
 
 
