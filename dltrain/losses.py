@@ -10,7 +10,8 @@ from torch import Tensor
 from dltrain.errors import ConfigError, must, real
 
 KINDS = {"number": "numbers", "binary": "two classes", "classes": "classes", "multilabel": "several yes/no columns"}
-USE = {"number": "mse", "binary": "bce", "classes": "cross_entropy", "multilabel": "bce"}
+KINDS["tokens"] = "tokens"  # of a text: they are classes, too many to be listed
+USE = {"number": "mse", "binary": "bce", "classes": "cross_entropy", "multilabel": "bce", "tokens": "cross_entropy"}
 
 
 class Target(Protocol):
@@ -36,8 +37,9 @@ class Loss:
         name = NAMES[type(self)]
         if target.kind not in self.kinds:
             as_numbers = "number" in self.kinds and counts(target)
+            taken = " or ".join(KINDS[kind] for kind in self.kinds if kind != "tokens")
             raise ConfigError(
-                f"loss={name} must go with a target of {' or '.join(KINDS[kind] for kind in self.kinds)}, "
+                f"loss={name} must go with a target of {taken}, "
                 f"got {KINDS[target.kind]} ({', '.join(target.names)}); use loss={USE[target.kind]} or loss=auto"
                 + (f", or data.columns.{target.names[0]}=number" if as_numbers else "")
             )
@@ -150,7 +152,7 @@ class CrossEntropy(Loss):
     A target of two classes, (batch, 1) between 0 and 1, gets two outputs; predict gives the second's probability.
     """
 
-    kinds = ("classes", "binary")
+    kinds = ("classes", "binary", "tokens")
 
     def __init__(
         self, target: Target, label_smoothing: float = 0.0, class_weights: str | Sequence[float] | None = None
@@ -249,9 +251,9 @@ class BCE(Loss):
 
 
 class Auto(Loss):
-    """The loss that follows from the target: mse for numbers, cross_entropy for classes, otherwise bce."""
+    """The loss that follows from the target: mse for numbers, cross_entropy for classes and tokens, otherwise bce."""
 
-    kinds = ("number", "binary", "classes", "multilabel")
+    kinds = ("number", "binary", "classes", "multilabel", "tokens")
 
     def __init__(
         self, target: Target, label_smoothing: float = 0.0, class_weights: str | Sequence[float] | None = None
@@ -263,7 +265,9 @@ class Auto(Loss):
             must(class_weights is None, "loss.class_weights", "null for a target of numbers", class_weights)
             self.loss = MSE(target)
         else:
-            self.loss = (CrossEntropy if target.kind == "classes" else BCE)(target, label_smoothing, class_weights)
+            self.loss = (CrossEntropy if target.kind in ("classes", "tokens") else BCE)(
+                target, label_smoothing, class_weights
+            )
         self.shape_out = self.loss.shape_out
 
     def __call__(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
@@ -292,6 +296,7 @@ def weights_of_classes(target: Target, class_weights: Any) -> Tensor | None:
     """One weight a class from null, `balanced` (as scikit-learn's compute_class_weight) or a list."""
     if class_weights is None:
         return None
+    must(target.kind != "tokens", "loss.class_weights", "null for a target of tokens", class_weights)
     labels = target.names if target.kind == "multilabel" else target.classes
     if class_weights == "balanced" and target.kind != "multilabel":
         counts = torch.tensor(target.counts, dtype=torch.float64)

@@ -252,6 +252,60 @@ def test_a_beam_is_a_setting(backwards: Trained) -> None:
     assert "task.beam must be a whole number of at least 1, got 0" in refused(*words, "task.beam=0")
 
 
+def test_a_length_penalty_is_a_setting(backwards: Trained) -> None:
+    words, longer = [*PAIRS, "epochs=2", "task.beam=4"], ["task.length_penalty=4"]
+    told = [launch(*words, *more).model.outputs(backwards.data.test["features"])[:, 3:] for more in ([], longer)]
+    lengths = [(tokens != 0).sum(1) for tokens in told]
+    assert (lengths[1] >= lengths[0]).float().mean() > 0.9
+    assert lengths[1].sum() > lengths[0].sum()
+    assert "task.length_penalty must be at least 0, got -1" in refused(*words, "task.length_penalty=-1")
+
+
+# Losses of tokens
+
+
+def smoothed(logits: Tensor, target: Tensor, share: float) -> float:
+    """Attention Is All You Need, 5.4: the right token has 1 - share, and all share the rest; padding counts nothing."""
+    told = target != 0
+    right = nn.functional.one_hot(target, logits.shape[2]) * (1 - share) + share / logits.shape[2]
+    return float(-(right * logits.log_softmax(2)).sum(2)[told].mean())
+
+
+@pytest.mark.parametrize("words", [BOOK, PAIRS], ids=["language", "translation"])
+def test_label_smoothing_is_of_every_token(words: list[str]) -> None:
+    run = launch(*words, "regularizer=label_smoothing", "loss.label_smoothing=0.2", "epochs=3")
+    rows = run.data.valid
+    given = (rows["features"], rows["target"][:, :-1])[: 1 + (words is PAIRS)]
+    target = rows["target"][:, words is PAIRS :]
+    logits = run.network(*given).detach()
+    assert run.result["valid"]["loss"] == pytest.approx(smoothed(logits, target, 0.2), rel=1e-4)
+    plain = launch(*words, "epochs=3")
+
+    def certainty(run: Trained) -> float:
+        return float(run.network(*given).detach().softmax(2).amax(2)[target != 0].mean())
+
+    assert certainty(run) < certainty(plain)
+
+
+@pytest.mark.parametrize("loss", ["nll", "focal", "cross_entropy"])
+def test_losses_of_classes_are_losses_of_tokens(loss: str) -> None:
+    run = launch(*BOOK, f"loss={loss}", "epochs=2")
+    curve = run.curve("train/loss")
+    assert curve[1] < curve[0]
+    rows = run.data.valid
+    logits = run.network(rows["features"]).detach()
+    right = logits.log_softmax(2).gather(2, rows["target"][:, :, None])[:, :, 0][rows["target"] != 0]
+    expected = -(right * (1 - right.exp()) ** 2 if loss == "focal" else right).mean()
+    assert run.result["valid"]["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_losses_of_numbers_and_weights_of_classes_are_refused() -> None:
+    sentence = "loss=mse must go with a target of numbers, got tokens (text); use loss=cross_entropy or loss=auto"
+    assert refused(*BOOK, "loss=mse") == sentence
+    weights = refused(*BOOK, "loss.class_weights=balanced")
+    assert weights == "loss.class_weights must be null for a target of tokens, got balanced"
+
+
 def test_token_accuracy_is_after_the_right_tokens(backwards: Trained) -> None:
     rows = backwards.data.test
     logits = backwards.network(rows["features"], rows["target"][:, :-1]).detach()

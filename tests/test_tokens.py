@@ -435,6 +435,33 @@ def test_a_wide_beam_finds_the_likeliest_and_a_narrow_one_is_greedy() -> None:
     assert run(1) != run(4**steps), "or this test shows nothing"
 
 
+def test_a_length_penalty_is_gnmts() -> None:
+    """A beam that keeps everything finds what has the best score of all sequences, by equation 14."""
+    steps, vocabulary = 3, 4
+    lengths: dict[float, int] = {}
+    for penalty, seed in itertools.product([0.0, 0.6, 1.0, 3.0], range(12)):
+        torch.manual_seed(seed)
+        table = torch.randn(steps, vocabulary, vocabulary)
+        table[:, :, END] += 1.0  # or all are as long as they can be
+
+        def score(sequence: tuple[int, ...], table: Tensor = table, penalty: float = penalty) -> float:
+            stop = sequence.index(END) + 1 if END in sequence else steps
+            before = (BEGIN, *sequence)
+            told = [float(table[k][before[k]].log_softmax(0)[sequence[k]]) for k in range(stop)]
+            return sum(told) / ((5 + stop) ** penalty / 6**penalty)
+
+        place = iter(range(steps))
+        begin = torch.full((2,), BEGIN)
+        beam = search(lambda t, _, p=place, w=table: w[next(p)][t[:, 0]], begin, END, steps, 4**steps, penalty)
+        best = max(itertools.product(range(1, vocabulary), repeat=steps), key=score)
+        stop = best.index(END) + 1 if END in best else steps
+        assert beam[0].tolist() == beam[1].tolist() == [*best[:stop], *[PADDING] * (steps - stop)]
+        lengths[penalty] = lengths.get(penalty, 0) + stop
+    totals = [*lengths.values()]
+    assert totals == sorted(totals)
+    assert totals[-1] > totals[0], "longer ones win"
+
+
 def test_the_loss_counts_no_padding() -> None:
     logits, target = torch.randn(3, 4, 20), some_tokens(3, 4, padded=1)
     expected = nn.functional.cross_entropy(logits[target != 0], target[target != 0], reduction="sum")

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dltrain.errors import ConfigError, must, real, whole
 from dltrain.tasks.task import Columns, Move, Task
-from dltrain.tasks.tokens import PADDING, nats, tally
+from dltrain.tasks.tokens import summed, tally
 
 WINDOWS = 64  # that are told at a time
 
 
 class Language(Task):
-    """The next token, by the mean cross entropy of tokens.
+    """The next token, by the mean loss of tokens.
 
     Predicts what a line costs: its tokens, bits per token and per character (the line break behind it is one), and the
     share of tokens that the network would have guessed.
@@ -29,16 +29,16 @@ class Language(Task):
         "accuracy": "max",
     }
 
-    def __init__(self, data: Any, model: Callable) -> None:
+    def __init__(self, data: Any, model: Callable, loss: Callable) -> None:
         super().__init__()
+        self.loss = loss()
         self.tokenizer, (self.length,), self.widens = data.tokenizer, data.shape_in, data.vocabulary
         self.network: Any = model(data.shape_in, (self.length, data.vocabulary))
         self.characters: Tensor  # that each token stands for
         self.register_buffer("characters", torch.tensor(self.tokenizer.lengths()), persistent=False)
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
-        target = batch["target"]
-        yield "network", nats(self.network(batch["features"]), target).sum(), (target != PADDING).sum()
+        yield "network", *summed(self.loss, self.network(batch["features"]), batch["target"])
 
     def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, 4): the loss of a row in nats, its tokens, those guessed right, its characters.
@@ -56,8 +56,8 @@ class Language(Task):
         return told.view(len(features), -1, told.shape[1]).sum(1)
 
     def assess(self, batch: Mapping[str, Tensor]) -> tuple[list[Move], Tensor]:
-        told = self._told(self.network(batch["features"]), batch["target"])
-        return [("network", told[:, 0].sum(), told[:, 1].sum())], told
+        logits, target = self.network(batch["features"]), batch["target"]
+        return [("network", *summed(self.loss, logits, target))], self._told(logits, target)
 
     def _told(self, logits: Tensor, target: Tensor) -> Tensor:
         return torch.cat([tally(logits, target), self.characters[target].sum(1, keepdim=True)], 1)
