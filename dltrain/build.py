@@ -42,7 +42,7 @@ class Builder:
     def part(self, group: str, **changed: Any) -> Factory:
         """The factory of the group's one component, with some settings changed; raises ConfigError as `locate` does."""
         node = self.config[group]
-        return self._factory({**node, **changed} if changed else node, group, group)
+        return self.factory({**node, **changed} if changed else node, group, group)
 
     def kind(self, group: str) -> Any:
         """The class or function of the group's one component."""
@@ -55,10 +55,11 @@ class Builder:
     def parts(self, group: str) -> dict[str, Factory]:
         """The factories of a group of which several may be chosen, in the order of the config."""
         return {
-            name: self._factory(node, f"{group}.{name}", group) for name, node in (self.config.get(group) or {}).items()
+            name: self.factory(node, f"{group}.{name}", group) for name, node in (self.config.get(group) or {}).items()
         }
 
-    def _factory(self, node: Any, where: str, group: str) -> Factory:
+    def factory(self, node: Any, where: str, group: str) -> Factory:
+        """The factory of a component that stands somewhere in the config; raises ConfigError as `locate` does."""
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ConfigError(f"{where} must be a component with a _target_, got {node}")
         target = locate(node["_target_"], f"{where}._target_", group, self.trust)
@@ -90,7 +91,7 @@ class Builder:
         """A setting's value: a nested component becomes a factory of its own."""
         if isinstance(value, Mapping):
             if "_target_" in value:
-                return self._factory(value, where, "model")
+                return self.factory(value, where, "model")
             return {key: self._value(item, f"{where}.{key}") for key, item in value.items()}
         if isinstance(value, list):
             return [self._value(item, f"{where}.{number}") for number, item in enumerate(value)]

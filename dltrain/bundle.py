@@ -1,5 +1,6 @@
 """The bundle of a finished run: a trained network with everything that predict needs, in one folder without pickle."""
 
+import functools
 import inspect
 import json
 import shutil
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dltrain.build import Builder, locate
+from dltrain.build import Builder, Factory, locate
 from dltrain.checkpoint import Damaged, save_tensors, sync, verify, write_manifest
 from dltrain.errors import ConfigError, DataError, UserError
 from dltrain.evaluate import chunk_size
+from dltrain.settings import own_settings
 from dltrain.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ SMALL = 2**20  # numbers that any network may have
 class Model:
     """A trained network: `predict(frame)` gives one row of the frame a row, `evaluate(frame)` its metrics."""
 
-    def __init__(self, task: Task, preparation: Any) -> None:
-        self.task, self.preparation = task.eval(), preparation
+    def __init__(self, task: Task, preparation: Any, parts: Mapping[str, Any]) -> None:
+        self.task, self.preparation, self.parts = task.eval(), preparation, parts
 
     @classmethod
     def load(cls, folder: Path, trust: tuple[str, ...] = ()) -> "Model":
@@ -41,22 +43,27 @@ class Model:
         Raises ConfigError if the bundle is damaged or was written by a newer dltrain.
         """
         try:
-            described = _described(folder)
-            with _undamaged("model.json"):
-                preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
-                prepared = preparation.load(folder, described["preparation"])
-                builder = Builder({part: described["parts"][part] for part in PARTS}, trust)
-            # what a module of the user's own raises keeps its traceback
-            with _no_larger(folder / "model.safetensors") if not trust else nullcontext():
-                task = make_task(builder, prepared)
-            with _undamaged("model.safetensors"):
-                task.load_state_dict(load_file(folder / "model.safetensors"))
-            model = cls(task, prepared)
-            if not trust:
-                with _undamaged("model.json"):
-                    model._prove()
+            return cls.read(folder, trust)
         except Damaged as error:
             raise ConfigError(f"run must have an undamaged model, got {folder.parent.name}: {error}") from error
+
+    @classmethod
+    def read(cls, folder: Path, trust: tuple[str, ...] = ()) -> "Model":
+        """As `load`; raises Damaged if the bundle is damaged."""
+        described = _described(folder)
+        with _undamaged("model.json"):
+            preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
+            prepared = preparation.load(folder, described["preparation"])
+            builder = Builder({part: described["parts"][part] for part in PARTS}, trust)
+        # what a module of the user's own raises keeps its traceback
+        with _no_larger(folder / "model.safetensors") if not trust else nullcontext():
+            task = make_task(builder, prepared)
+        with _undamaged("model.safetensors"):
+            task.load_state_dict(load_file(folder / "model.safetensors"))
+        model = cls(task, prepared, described["parts"])
+        if not trust:
+            with _undamaged("model.json"):
+                model._prove()
         return model
 
     def _prove(self) -> None:
@@ -196,15 +203,30 @@ def make_task(builder: Builder, preparation: Any) -> Task:
     builder.handed["target"] = preparation.target
     builder.handed["shape_in"] = preparation.shape_in
     builder.handed["vocabulary"] = getattr(preparation, "vocabulary", None)  # of tokens: how many there are
-    for group in ("activation", "loss", "model"):
+    for group in ("activation", "loss"):
         builder.handed[group] = builder.part(group)
+    made: list[nn.Module] = []
+    own = builder.factory(own_settings(builder.config["model"]), "model", "model")
+    builder.handed["model"] = _noted(own, made)
     try:
         task: Task = builder.part("task")(data=preparation)
+        places = [name for name, module in task.named_modules() if any(module is network for network in made)]
+        task.place = places[0] if len(places) == 1 else None
         return task
     except ConfigError as error:
         if not str(error).startswith("model="):
             raise
         raise ConfigError(f"{_named(builder, 'task')}: {error}") from error  # networks know no tasks
+
+
+def _noted(factory: Factory, made: list[nn.Module]) -> Factory:
+    """A factory that notes what it makes."""
+
+    def make(*args: Any, **handed: Any) -> nn.Module:
+        made.append(factory(*args, **handed))
+        return made[-1]
+
+    return functools.update_wrapper(make, factory, (), ())
 
 
 def _check_reads(builder: Builder, gives: str) -> None:
@@ -231,7 +253,8 @@ def save(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor],
     part.mkdir()
     prepared = preparation.save(part)
     save_tensors({key: value.cpu().contiguous() for key, value in weights.items()}, part / "model.safetensors")
-    described = {"format": FORMAT, "parts": {key: config[key] for key in PARTS}, "preparation": prepared}
+    parts = {key: config[key] for key in PARTS} | {"model": own_settings(config["model"])}
+    described = {"format": FORMAT, "parts": parts, "preparation": prepared}
     described["choices"] = config["choices"]
     (part / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
     files = write_manifest(part)

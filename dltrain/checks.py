@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dltrain.choices import SEVERAL, groups, options, package
+from dltrain.choices import SEVERAL, configs_dir, groups, options, package
 from dltrain.errors import ConfigError, nearest, real, show, whole
-from dltrain.settings import Every, Settings
+from dltrain.settings import Every, Settings, Transfer
 
 ROOT = tuple(setting.name for setting in fields(Settings))
 MUST = ("data", "model", "activation", "task", "loss", "optimizer", "scheduler", "trainer")  # groups of every run
@@ -206,12 +206,21 @@ class _Checker:
     def __init__(self, config: Tree, chosen: list[Option], closed: Collection[str]) -> None:
         self.config, self.chosen, self.closed = config, chosen, closed
         self.found = Found()
-        self.reference: Tree = {group: {} for group in SEVERAL}
+        self.reference: Tree = {}
         for option in chosen:
             node = self.reference
             for part in option.path:
                 node = node.setdefault(part, {})
             node |= option.settings
+        for group, common in _read(configs_dir() / "config.yaml").items():  # what stands beside any choice of a group
+            if isinstance(common, dict) and group != "hydra":
+                own = self.reference.get(group, {})
+                names = [option.name for option in chosen if option.path == (group,)]
+                both = [key for key in common if key in own]
+                self.found.keys += [
+                    f"{group}={n} must not have a setting {key}: every {group} has" for key in both for n in names
+                ]
+                self.reference[group] = {**own, **common}
 
     def run(self) -> list[str]:
         """Check all groups; returns the problems of the root settings."""
@@ -220,7 +229,16 @@ class _Checker:
                 self.config[key] = self.value((key,), value, self.reference[key])
             elif key not in ROOT:
                 self.unknown((key,))
-        return self.root()
+        return [*self.transfer(), *self.root()]
+
+    def transfer(self) -> list[str]:
+        """What is wrong with the settings of every network, but for their types."""
+        told = {text.split(" ")[0] for text in self.found.types}
+        try:
+            Transfer.of(self.config["model"] if isinstance(self.config["model"], dict) else {})
+        except ConfigError as error:
+            return [text for text in str(error).splitlines() if text.split(" ")[0] not in told]
+        return []
 
     def root(self) -> list[str]:
         settings = {key: value for key, value in self.config.items() if key in ROOT}

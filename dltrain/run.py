@@ -23,11 +23,12 @@ from typing import IO, Any
 
 import yaml
 
-from dltrain.data.content import content_hash
+from dltrain.data.content import content_hash, file_sha256
 from dltrain.errors import ConfigError, DiskError, RunInUse, must, nearest, real, show, whole
-from dltrain.settings import Settings
+from dltrain.settings import Settings, Transfer, own_settings
 
 FORMAT = 1
+WEIGHTS = "weights.safetensors"
 GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
 WHERE = ("trainer", "logger")  # groups that say where a run happens
 ELSEWHERE = ("name", "output_root", "fresh", "trust", "sample_every")  # settings of where a run is, not of what it is
@@ -35,9 +36,11 @@ Config = dict[str, Any]
 
 
 def identity(config: Config, processes: int = 1) -> Config:
-    """What determines a run's result: the groups, data by content, the settings, and the source of trusted modules."""
+    """What determines a run's result: the groups, files by content, the settings, and the source of trusted modules."""
     what: Config = {group: config.get(group) for group in GROUPS}
     what["data"] = content_hash(config["data"])
+    what["model"] = own_settings(config["model"]) | Transfer.of(config["model"]).chosen()
+    what["model"] |= {key: file_sha256(path) for key, path in origins(config).items()}
     what["pipeline"] = list((config.get("pipeline") or {}).items())  # the one mapping whose order matters
     what |= {f.name: config.get(f.name, f.default) for f in fields(Settings) if f.name not in ELSEWHERE}
     what["shards"] = what["shards"] or processes
@@ -76,17 +79,39 @@ class Run:
     @property
     def bundle(self) -> Path:
         """The folder with all that predict needs; raises ConfigError if the run has none yet."""
+        return self.finished("run")
+
+    def finished(self, setting: str) -> Path:
+        """The folder with all that predict needs; raises ConfigError, about a setting, if the run has none yet."""
         if not (self.folder / "model" / "model.json").is_file():
             status = self.result().get("status", "unfinished")
             if status == "finished":
-                raise ConfigError(f"run must have an undamaged model, got {self.name}: model.json is missing")
+                raise ConfigError(f"{setting} must have an undamaged model, got {self.name}: model.json is missing")
             raise ConfigError(
-                f"run must be a finished run, got {self.name}, which is {status}; dltrain resume run={self.name}"
+                f"{setting} must be a finished run, got {self.name}, which is {status}; dltrain resume run={self.name}"
             )
         return self.folder / "model"
 
+    @property
+    def source(self) -> Path:
+        """The copy of what its network begins with: of a run as much as predict needs, or a file weights.safetensors.
+
+        It is made when the run begins, which then needs the other no more.
+        """
+        return self.folder / "source"
+
     def config(self) -> Config:
-        """The resolved config; raises ConfigError if it cannot be read or is of a newer format."""
+        """The resolved config, whose network begins with the run's own copy of what it began with.
+
+        Raises ConfigError if it cannot be read or is of a newer format.
+        """
+        config = self.recorded()
+        copies = {"from_run": self.source, "weights": self.source / WEIGHTS}
+        kept = {key: str(path) for key, path in copies.items() if config["model"].get(key) and path.exists()}
+        return {**config, "model": {**config["model"], **kept}}
+
+    def recorded(self) -> Config:
+        """What config.yaml says; raises as `config` does."""
         config = read_yaml(self.folder / "config.yaml")
         if isinstance(config, dict):
             check_format(config, self.folder / "config.yaml")
@@ -129,8 +154,8 @@ class Run:
 
     def record(self, config: Config) -> None:
         """Keep config.yaml what workers shall read: a run may go on in another place, with its data moved."""
-        recorded = self.config()
-        new = {**recorded, **config, "format": recorded["format"], "hash": recorded["hash"]}
+        recorded = self.recorded()
+        new = {**recorded, **config, **{key: recorded[key] for key in ("format", "hash", "model")}}
         if new != recorded:
             write_yaml(self.folder / "config.yaml", new)
 
@@ -271,12 +296,63 @@ def lock(folder: Path) -> IO[str] | None:
     return file
 
 
+def origins(config: Config) -> dict[str, Path]:
+    """The file of weights that the network begins with, by the setting that names it; raises ConfigError without it."""
+    transfer = Transfer.of(config["model"])
+    if transfer.from_run:
+        run = find(transfer.from_run, config["output_root"], "model.from_run")
+        path = run.finished("model.from_run") / "model.safetensors"
+        if not path.is_file():
+            raise ConfigError(f"model.from_run must have an undamaged model, got {run.name}: {path.name} is missing")
+        return {"from_run": path}
+    if transfer.weights:
+        path = Path(transfer.weights).expanduser()
+        others = [item.name for item in path.parent.glob("*.safetensors")]
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise ConfigError(
+                f"model.weights must be a .safetensors file, got {transfer.weights}{nearest(path.name, others)}"
+            )
+        return {"weights": path}
+    return {}
+
+
+def sourced(config: Config, processes: int = 1) -> Config:
+    """A config whose network begins with what is found from any folder; raises ConfigError if there is no such thing.
+
+    A run of these settings that has begun keeps a copy of what it began with, which serves where the other is gone.
+    """
+    model = config["model"]
+    try:
+        found = {key: path if key == "weights" else path.parent.parent for key, path in origins(config).items()}
+    except ConfigError:
+        for begun in _runs(config["output_root"]):
+            recorded = read_yaml(begun.folder / "config.yaml")
+            if isinstance(recorded, dict) and complete(recorded) and _alike(model, recorded["model"]):
+                kept = {key: begun.config()["model"][key] for key in ("from_run", "weights") if model.get(key)}
+                same = {**config, "model": {**model, **kept}}
+                if digest(identity(same, processes)) == recorded["hash"]:
+                    return same
+        raise
+    return {**config, "model": {**model, **{key: str(path.absolute()) for key, path in found.items()}}}
+
+
+def _alike(model: Config, recorded: Config) -> bool:
+    """True if the beginning that a run has recorded is what these settings name."""
+    for word, path in ((model[key], recorded.get(key)) for key in ("from_run", "weights") if model.get(key)):
+        if not isinstance(path, str):
+            return False
+        if Path(word).expanduser().absolute() != Path(path) and not Path(path).name.startswith(word):
+            return False
+    return True
+
+
 @contextmanager
 def opened(config: Config, words: list[str], processes: int = 1) -> Iterator[tuple[Run, str, Config]]:
     """The run of a config, locked; the name that it gets or has; and its config, paths absolute and shards resolved.
 
     A new one lies in `.<name>.new` and is removed if it was not published.
     """
+    config = sourced(config, processes)
     what = identity(config, processes)
     config = {**config, "data": absolute(config["data"]), "shards": what["shards"]}
     choices = config["choices"]
@@ -351,6 +427,13 @@ def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
     write_yaml(run.folder / "config.yaml", head | {key: value for key, value in config.items() if key not in head})
     write_yaml(run.folder / "overrides.yaml", words)
     run.write("environment.json", environment())
+    for setting, path in origins(config).items():
+        run.source.mkdir()
+        if setting == "weights":
+            shutil.copy2(path, run.source / WEIGHTS)
+        else:
+            shutil.copytree(path.parent, run.source / "model")
+            shutil.copy2(path.parent.parent / "config.yaml", run.source)
 
 
 def absolute(data: Config) -> Config:
@@ -372,6 +455,7 @@ def _same(run: Run, new: Config, what: Config, name: str) -> None:
     after = {key: value for key, value in new.items() if key in before}
     for side in (before, after):  # where a file is does not matter
         side["data"] = {key: value for key, value in side["data"].items() if not key.endswith("path")}
+        side["model"] = {key: value for key, value in side["model"].items() if key not in origins(new)}
     changed = list(differences(before, after)) or [("the content of data.path", "another", "changed")]
     shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -396,30 +480,38 @@ def set_aside(run: Run) -> Path:
     return target
 
 
-def find(word: str, root: str = "outputs") -> Run:
-    """A run by its folder, a unique prefix of its name, `last` or `best`; raises ConfigError if there is none."""
+def find(word: str, root: str = "outputs", setting: str = "run") -> Run:
+    """A run by its folder, a unique prefix of its name, `last` or `best`; raises ConfigError if there is none.
+
+    The last run to begin with is one that is finished: the run that begins with it is a run as well.
+    """
     given = Path(word).expanduser()
     if given.is_dir() and (given / "config.yaml").is_file():
         return Run(given.resolve())
-    home = Path(root).expanduser()
-    runs = [Run(path) for path in sorted(home.iterdir()) if _is_run(path)] if home.is_dir() else []
+    runs = _runs(root)
     if word in ("last", "best"):
-        picked = _last(runs) if word == "last" else _best(runs)
+        any_will_do = word == "last" and setting == "run"
+        ended = runs if any_will_do else [run for run in runs if run.result().get("status") == "finished"]
+        picked = _last(ended) if word == "last" else _best(ended)
         if picked is None:
             raise ConfigError(
-                f"run={word} must have {'a run' if word == 'last' else 'a finished run'} in {root}, got none"
+                f"{setting}={word} must have {'a run' if any_will_do else 'a finished run'} in {root}, got none"
             )
         return picked
     matching = [run for run in runs if run.name == word] or [run for run in runs if run.name.startswith(word)]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise ConfigError(
-            f"run must be the beginning of one name, got {word}, which begins {', '.join(r.name for r in matching)}"
-        )
+        names = ", ".join(run.name for run in matching)
+        raise ConfigError(f"{setting} must be the beginning of one name, got {word}, which begins {names}")
     if given.is_dir():
-        raise ConfigError(f"run must be a run folder, got {word}, which has no config.yaml")
-    raise ConfigError(f"run must be a run in {root}, got {word}{nearest(word, [run.name for run in runs])}")
+        raise ConfigError(f"{setting} must be a run folder, got {word}, which has no config.yaml")
+    raise ConfigError(f"{setting} must be a run in {root}, got {word}{nearest(word, [run.name for run in runs])}")
+
+
+def _runs(root: str) -> list[Run]:
+    home = Path(root).expanduser()
+    return [Run(path) for path in sorted(home.iterdir()) if _is_run(path)] if home.is_dir() else []
 
 
 def _is_run(path: Path) -> bool:
@@ -434,9 +526,8 @@ def _last(runs: list[Run]) -> Run | None:
     )
 
 
-def _best(runs: list[Run]) -> Run | None:
-    """The finished run with the best monitored validation metric, among the runs with the metric of the last one."""
-    finished = [run for run in runs if run.result().get("status") == "finished"]
+def _best(finished: list[Run]) -> Run | None:
+    """The run with the best monitored validation metric, among the finished runs with the metric of the last one."""
     newest = _last(finished)
     if newest is None:
         return None

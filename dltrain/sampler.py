@@ -42,7 +42,7 @@ class Sampler:
                 self.twin.load_state_dict(weights)
         if self.twin is None:
             return None
-        model = Model(self.twin.to(self.trainer.device), self.preparation)
+        model = Model(self.twin.to(self.trainer.device), self.preparation, {})
         length = {"length": LENGTH} if "length" in inspect.signature(self.twin.sample).parameters else {}
         rows = model.sample(N[self.twin.reads], **length)
         try:

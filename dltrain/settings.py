@@ -1,8 +1,8 @@
 """The settings of a run itself: the words at the root of a config, their types and ranges."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dltrain.errors import ConfigError, nearest, real, show, whole
@@ -104,3 +104,63 @@ class Settings:
             problems.append(f"name must be {must}, got {self.name}")
         if problems:
             raise ConfigError("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What every `model` is told besides the settings of its own file; raises ConfigError with every problem at once.
+
+    The network begins with the weights of an earlier run or of a file, parts of it are frozen, and what lies deep
+    learns slowly.
+    """
+
+    from_run: str | None = None
+    weights: str | None = None
+    head: str = "kept"  # or new
+    freeze: list[str] = field(default_factory=list)
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        texts = isinstance(self.freeze, list) and all(isinstance(part, str) and part for part in self.freeze)
+        rate = self.layer_decay is None or (real(self.layer_decay) and 0 < self.layer_decay <= 1)
+        source = self.from_run or self.weights
+        rules = {
+            "from_run": (_text(self.from_run), "a run, or null"),
+            "weights": (
+                _text(self.weights) and not (self.from_run and self.weights),
+                "a file without from_run, or null",
+            ),
+            "head": (self.head == "kept" or (self.head == "new" and bool(source)), _head(self.head)),
+            "freeze": (texts, "a list of parts of the network, such as [body] or [blocks.0]"),
+            "layer_decay": (rate, "above 0 and at most 1, or null"),
+        }
+        values = asdict(self)
+        problems = [
+            f"model.{key} must be {what}, got {show(values[key])}" for key, (right, what) in rules.items() if not right
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any]) -> "Transfer":
+        """Those of a `model`, which may lack some."""
+        return cls(**{setting.name: model[setting.name] for setting in fields(cls) if setting.name in model})
+
+    def chosen(self) -> dict[str, Any]:
+        """What is not as it is by default."""
+        default = asdict(Transfer())
+        return {key: value for key, value in asdict(self).items() if value != default[key]}
+
+
+def _text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
+
+
+def _head(value: Any) -> str:
+    return "kept without model.from_run or model.weights" if value == "new" else "kept or new"
+
+
+def own_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a `model` that its own file has."""
+    names = {setting.name for setting in fields(Transfer)}
+    return {key: value for key, value in model.items() if key not in names}

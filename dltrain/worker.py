@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from dltrain import bundle
+from dltrain import bundle, transfer
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.data import stored
@@ -29,7 +29,7 @@ from dltrain.report.advice import advice
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 from dltrain.sampler import Sampler
-from dltrain.settings import Settings
+from dltrain.settings import Settings, Transfer
 from dltrain.step import Step
 from dltrain.tasks.task import Task
 from dltrain.train import Training
@@ -78,11 +78,14 @@ def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int
         builder.handed["train"] = data.train
         trainer.seed(settings.seed)
         task = bundle.make_task(builder, data.preparation)
+        told = Transfer.of(config["model"])
+        transfer.begin(task, told, run.source, config, data, builder.trust, terminal.warn)
         for network in task.children():
             terminal.network(network, data.preparation.shape_in)
         sampler = Sampler(task, data.preparation, trainer, settings.sample_every)
         checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
-        training = assemble(settings, builder, trainer, data, task, checkpoints)
+        slower = transfer.rates(task, told.layer_decay)
+        training = assemble(settings, builder, trainer, data, task, checkpoints, slower)
         training.last_step = last_step
         for text in _unused(builder, run.words()):
             terminal.warn(text)
@@ -137,9 +140,15 @@ def _finish(
 
 
 def assemble(
-    settings: Settings, builder: Builder, trainer: Single, data: Data, task: Task, checkpoints: Checkpoints
+    settings: Settings,
+    builder: Builder,
+    trainer: Single,
+    data: Data,
+    task: Task,
+    checkpoints: Checkpoints,
+    slower: Mapping[str, float] = MappingProxyType({}),
 ) -> Training:
-    """The players of a task, their regularizers, and the rows they train on."""
+    """The players of a task, their regularizers, and the rows they train on; `slower` scales the lr of parameters."""
     regularizers = _regularizers(builder, task)
     stopping = next((r for r in regularizers if isinstance(r, EarlyStopping)), EarlyStopping(patience=NEVER))
     shards = settings.shards or trainer.world_size
@@ -156,7 +165,7 @@ def assemble(
     steps = len(training.bounds) * settings.epochs
     for name, network in task.named_children():
         own, moves = task.player_settings.get(name, {}), steps * task.moves_a_step.get(name, 1)
-        players[name] = _player(name, network, builder, settings, regularizers, own, moves, trainer)
+        players[name] = _player(name, network, builder, settings, regularizers, own, moves, trainer, slower)
     if step.least > 1 and min(end - start for start, end in training.bounds) < step.least:
         raise ConfigError(f"batch_size must be at least 2 with batch normalisation, got {settings.batch_size}")
     return training
@@ -171,6 +180,7 @@ def _player(
     own: Mapping[str, Any],
     steps: int,
     trainer: Single,
+    slower: Mapping[str, float],
 ) -> Player:
     """A network with an optimizer and a scheduler, some of whose settings may be its own."""
     counts = dict.fromkeys(("total_steps", "T_max"), steps)  # what schedulers call the number of steps
@@ -181,6 +191,8 @@ def _player(
     # fused kernels round the tail of a tensor differently, and a sharded tensor has other tails
     optimizer = builder.part("optimizer", **mine.get("optimizer", {}))(held, fused=None if settings.exact else True)
     trainer.check(optimizer)
+    if slower:
+        transfer.scale(optimizer, {key: slower[f"{name}.{key}"] for key, _ in learnt if f"{name}.{key}" in slower})
     scheduler: LRScheduler = builder.part("scheduler", **mine.get("scheduler", {}))(optimizer, **counts)
     every_step = any(builder.accepts("scheduler", word) for word in counts)
     applied = [r for r in regularizers if r.players is None or name in r.players]

@@ -22,6 +22,7 @@ class Task(nn.Module):
     concludes_on = "valid"  # the split whose rows `conclude` learns from, valid or train
     measured_on: tuple[str, ...] = ("target",)  # fields of rows that metrics reads
     player_settings: Mapping[str, Any] = {}  # by player: settings of its own optimizer and scheduler
+    place: str | None = None  # of the network that the group `model` made, among the modules; None of none or several
     moves_a_step: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
