@@ -169,6 +169,8 @@ def _first_of(variants: Iterable[list[str]]) -> dict[str, Any]:
         try:
             config = compose.compose(words)
             first = first or config
+            if (source := config["model"]["from_run"]) in ("last", "best"):  # of which each trial may be one
+                found[f"model.from_run must be the name or the folder of a run in a sweep, got {source}"] = None
         except ConfigError as error:
             found |= dict.fromkeys(str(error).splitlines())
     if found or first is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain.checks import ROOT, alike, not_options, overridden, problems
 from dltrain.choices import SEVERAL, defaults, groups, options, user_dirs
 from dltrain.choices import configs_dir as configs_dir
-from dltrain.errors import ConfigError, nearest
+from dltrain.errors import ConfigError, nearest, show
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -262,13 +262,22 @@ def _explain(error: Exception, tree: dict[str, Any], words: list[str]) -> list[s
     try:
         cfg = _compose(tree, picked)
     except (HydraException, OmegaConfBaseException, ValueError) as other:
-        return found or [refused(other)]
+        return found or list(_not_settings(picked)) or [refused(other)]
     config, broken = _plain(cfg)
     closed: set[str] = set()
     more = [text for override in settings for text in _set(config, override, closed)]
     found += [*more, *broken.values()]
     found += _others(broken, problems(config, chosen(cfg.hydra), closed, incomplete=bool(found)))
     return found or [refused(error)]
+
+
+def _not_settings(words: list[str]) -> Iterator[str]:
+    """A sentence for each choice whose file holds something else, which Hydra does not name."""
+    from omegaconf import OmegaConf
+
+    for group, _, name in (word.partition("=") for word in words):
+        if name in (known := options(group)) and OmegaConf.is_list(held := OmegaConf.load(known[name])):
+            yield f"{group} must be settings, got {show(_container(held))}"
 
 
 def _parse(word: str) -> "Override | str":

@@ -122,8 +122,9 @@ class Evil:
 
 
 OPTIMIZERS = "adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd"
-MODELS = "cnn, decoder, encoder_decoder, gpt, gru, linear, lstm, mlp, resmlp, rnn, tabm, transformer, unet"
-MLP = "model.hidden, model.dropout, model.norm, model.init"
+MODELS = "cnn, decoder, encoder_decoder, gpt, gru, linear, lstm, mlp, pretrained, resmlp, rnn, tabm, transformer, unet"
+EVERY = "model.from_run, model.weights, model.head, model.freeze, model.layer_decay"  # of every network
+MLP = f"model.hidden, model.dropout, model.norm, model.init, {EVERY}"
 COMMANDS = "evaluate, help, init, list, predict, resume, sample, train, verify"
 WHOLE = "must be a whole number of at least"
 NEEDED = "(1 for validation, 1 for the test, at least 2 for training)"

@@ -54,8 +54,10 @@ def listed(names: Any) -> str:
     return f"({', '.join(sorted(names))})"
 
 
+EVERY = "model.from_run, model.weights, model.head, model.freeze, model.layer_decay"  # of every network
 TOY_KEYS = (
-    "(model.width, model.layers, model.rate, model.fast, model.label, model.dropout, model.anything, model.inner)"
+    "(model.width, model.layers, model.rate, model.fast, model.label, model.dropout, model.anything, model.inner,"
+    f" {EVERY})"
 )
 DROPUT = f"model.droput: no such setting of model=toy; did you mean model.dropout? {TOY_KEYS}"
 ROOT_KEYS = listed({*groups(), *Settings.__dataclass_fields__})
@@ -87,8 +89,8 @@ WHERE = "must name a class of dltrain, torch.nn, torch.optim or sklearn, or of a
         ),
         (
             ["model=foreign", "model.dtype=x"],
-            "model.dtype: no such setting of model=foreign (model.in_features); another argument of Linear is written"
-            " +model.dtype=...",
+            f"model.dtype: no such setting of model=foreign (model.in_features, {EVERY}); another argument of Linear is"
+            " written +model.dtype=...",
         ),
         (["model=toy", "+model.width=3"], "+model.width=3 must be written without +: the setting exists"),
         (

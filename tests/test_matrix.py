@@ -1,7 +1,9 @@
 """Every network with every learning problem that fits, on every trainer: two epochs, in the same bits."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,7 +39,8 @@ def test_a_model_and_a_task(model: str, task: str, server: Server, tmp_path: Pat
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     (tmp_path / "pairs.csv").write_text("a,b\n" + "".join(f"{k},{k + 1}\n" for k in range(100, 400)))
     wanted = reads("task", task)
-    fits = reads("model", model) == wanted and task in MAPS.get(model, TASKS)
+    there = find_spec(getattr(kind("model", model), "needs", "dltrain"))  # the package of which it is made
+    fits = reads("model", model) == wanted and task in MAPS.get(model, TASKS) and there
     found = {}
     for trainer, ranks in WHERE:
         words = [*DATA[wanted], *TRAIN, f"model={model}", f"task={task}", f"output_root={trainer}"]
@@ -56,8 +59,12 @@ def test_a_model_and_a_task(model: str, task: str, server: Server, tmp_path: Pat
 
 def reads(group: str, option: str) -> str:
     """What a network or a task reads, by its class."""
-    kind = Builder({group: yaml.safe_load(options(group)[option].read_text())}).kind(group)
-    return str(getattr(kind, "reads", "features"))
+    return str(getattr(kind(group, option), "reads", "features"))
+
+
+def kind(group: str, option: str) -> Any:
+    """The class of a network or a task."""
+    return Builder({group: yaml.safe_load(options(group)[option].read_text())}).kind(group)
 
 
 def learnt(run: Path) -> None:

@@ -389,7 +389,7 @@ NEEDS = {  # what a data source needs besides its name
     "images": ("data.path=shapes", "data.channels=1"),
     "series": ("data.path=prices.csv", "data.time=date", "data.target=close"),
 }
-ELSEWHERE = {"decoder", "encoder_decoder", "gpt", "unet"}  # make maps, or read tokens: see tests/test_matrix.py
+ELSEWHERE = {"decoder", "encoder_decoder", "gpt", "pretrained", "unet"}  # make maps, or read others: test_matrix.py
 TOKENS = {"text", "pairs"}  # are learnt from in tests/test_language.py
 THREE = ("model.hidden=[32]", "batch_size=4", "epochs=3", "trainer.save_every=1h")
 

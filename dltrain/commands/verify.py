@@ -21,7 +21,7 @@ from dltrain.errors import ConfigError, DataError, DiskError, Stopped, UserError
 from dltrain.launch import external, processes, start
 from dltrain.report.terminal import Terminal
 from dltrain.report.text import number, shown
-from dltrain.run import Config, find, opened
+from dltrain.run import Config, find, opened, sourced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +103,7 @@ def _plan(options: Options, overrides: list[str]) -> list[Row]:
     for word in overrides:
         if word.lstrip("+").startswith("trainer.devices="):
             raise ConfigError(f"{word} must be written as world={word.partition('=')[2]}")
-    configs = _configs(options, overrides)
+    configs = {name: sourced(config) for name, config in _configs(options, overrides).items()}
     batch = next(iter(configs.values()))["batch_size"]
     worlds = options.world or [world for world in WORLDS if batch == "all" or world <= batch]
     rows: list[Row] = []
