@@ -6,7 +6,7 @@ what a classifier begins with, and the other way round.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch.optim import Optimizer
 from dltrain.bundle import Model
 from dltrain.checkpoint import Damaged
 from dltrain.data.rows import Data
-from dltrain.distributed.single import blocks
 from dltrain.errors import ConfigError, must, nearest, show
-from dltrain.settings import Transfer
+from dltrain.settings import Transfer, own_settings
 from dltrain.tasks.task import Task
 
 BODY = "body"  # all of a network but its head
@@ -42,7 +41,7 @@ def begin(
 
     Raises ConfigError for weights that do not fit, and for names of parts that there are not.
     """
-    if not transfer.chosen():
+    if task.place is None and not transfer.chosen():
         return
     network = model_of(task)
     if transfer.from_run:
@@ -118,7 +117,8 @@ def check_rows(theirs: Any, data: Data, warn: Callable[[str], None]) -> str:
 def other_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
     """A sentence about settings of the network that are not those with which its weights were learnt."""
     sides = [
-        {**parts["model"], "activation": parts["activation"]["_target_"].rpartition(".")[2]} for parts in (theirs, ours)
+        own_settings(parts["model"]) | {"activation": parts["activation"]["_target_"].rpartition(".")[2]}
+        for parts in (theirs, ours)
     ]
     keys = [key for key in {**sides[0], **sides[1]} if key not in FREE and sides[0].get(key) != sides[1].get(key)]
     changed = [f"{key} was {show(sides[0].get(key))} and is {show(sides[1].get(key))}" for key in keys]
@@ -154,7 +154,7 @@ def copy(network: nn.Module, tensors: Mapping[str, Tensor], setting: str, new_he
     missing, others = [name for name in own if name not in given], [name for name in given if name not in own]
     if wrong := [*shapes, *missing, *others]:
         sizes = [f"{name} {list(given[name].shape)} where {list(own[name].shape)} is" for name in shapes]
-        lists = [(sizes, "{}"), (missing, "no {}"), (others, "besides {}")]
+        lists = [(sizes, "{}"), (missing, "no {}"), (others, "{} besides")]
         said = "; ".join(form.format(named(names)) for names, form in lists if names)
         hint = "; model.head=new begins the head anew" if all(within(name, heads) for name in wrong) else ""
         raise ConfigError(f"model.{setting} must have the tensors of this network, got {said}{hint}")
@@ -239,8 +239,7 @@ def levels(network: nn.Module) -> list[list[str]]:
     Each of its repeated blocks is a level, or each child where nothing is repeated. What stands before the first block
     is a level below it, between two belongs to the upper one, behind the last is the head; so does a norm.
     """
-    repeated = [block for block in blocks(network) if any(p.ndim > 1 for p in block.parameters())]
-    chosen = set(repeated or network.children())
+    chosen = {part for part in parts_of(network) if any(parameter.ndim > 1 for parameter in part.parameters())}
     places = [name for name, module in network.named_modules() if module in chosen]
     loose: list[str] = []
     found: list[list[str]] = []
@@ -255,6 +254,15 @@ def levels(network: nn.Module) -> list[list[str]]:
             found += [[*loose, name]] if found or not loose else [loose, [name]]
             loose, last = [], place
     return [*found, loose] if loose else found
+
+
+def parts_of(network: nn.Module) -> list[nn.Module]:
+    """What stands in a network's lists and sequences, or its children; if it only holds another, that one's."""
+    children = [child for child in network.children() if any(True for _ in child.parameters())]
+    lists = [child for child in (network, *children) if isinstance(child, nn.ModuleList | nn.Sequential)]
+    if lists:
+        return list(lists[0]) if lists[0] is network else list(chain(*lists))
+    return parts_of(children[0]) if len(children) == 1 else children
 
 
 def scale(optimizer: Optimizer, factors: Mapping[str, float]) -> None:

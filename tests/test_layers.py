@@ -40,7 +40,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "run": {"data", "settings"},
     "bundle": {"build", "checkpoint", "evaluate", "settings", "tasks"},
     "sampler": {"bundle", "distributed", "player", "report", "tasks"},
-    "transfer": {"bundle", "checkpoint", "data", "distributed", "settings", "tasks"},
+    "transfer": {"bundle", "checkpoint", "data", "settings", "tasks"},
     "worker": {
         *("build", "bundle", "checkpoint", "data", "distributed", "evaluate", "loggers", "player", "regularizers"),
         *("report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dltrain.errors import ConfigError, nearest
-from dltrain.models.checks import check, dropout_rate
+from dltrain.models.checks import dropout_rate
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")  # without a colon: `hf-hub:...` would be downloaded
 
@@ -34,8 +34,10 @@ class Pretrained(nn.Module):
             )
         rate = dropout_rate(dropout)
         timm = self._timm()
-        known = isinstance(name, str) and NAME.fullmatch(name) is not None and timm.is_model(name)
-        check(known, "name", f"a network of timm{'' if known else nearest(str(name), timm.list_models())}", name)
+        if not isinstance(name, str) or not NAME.fullmatch(name) or not timm.is_model(name):
+            raise ConfigError(
+                f"model.name must be a network of timm, got {name}{nearest(str(name), timm.list_models())}"
+            )
         self.network = timm.create_model(
             name, pretrained=False, in_chans=shape_in[0], num_classes=prod(shape_out), drop_rate=rate
         )
