@@ -13,7 +13,8 @@ from dltrain.errors import ConfigError
 
 SHELLS = ("bash", "zsh", "fish")
 VERBS = ("install", "uninstall", "query")
-FILES = re.compile(r"(data\.(\w+_)?path|input|out|--config-dir)=")
+FILES = re.compile(r"(data\.(\w+_)?path|model\.weights|input|out|--config-dir)=")
+RUNS = re.compile(r"(run|model\.from_run)=")
 
 
 def complete(words: list[str]) -> int:
@@ -49,14 +50,14 @@ def candidates(line: str) -> list[str] | None:
     command, word = (words[1] if len(words) > 2 else ""), words[-1]
     if FILES.match(word):
         return _files(word)
+    if match := RUNS.match(word):
+        return [f"{match[0]}{name}" for name in _runs() if name.startswith(word[match.end() :])]
     if command == "list":
         return [name for name in ["runs", *map(plural, groups())] if name.startswith(word)]
     if command == "help":
         return [name for name in commands() if name.startswith(word)]
     if command not in commands() or command == "train":
         return None
-    if word.startswith("run="):
-        return [f"run={name}" for name in _runs() if name.startswith(word[4:])]
     found = [f"{setting.name}=" for setting in settings(command) if setting.name.startswith(word)]
     return None if command == "resume" and not found else found
 

@@ -325,7 +325,7 @@ def sourced(config: Config, processes: int = 1) -> Config:
     try:
         found = {key: path if key == "weights" else path.parent.parent for key, path in origins(config).items()}
     except ConfigError:
-        for begun in _runs(config["output_root"]):
+        for begun in _runs(config["output_root"]) if not config["fresh"] else []:
             recorded = read_yaml(begun.folder / "config.yaml")
             if isinstance(recorded, dict) and complete(recorded) and _alike(model, recorded["model"]):
                 kept = {key: begun.config()["model"][key] for key in ("from_run", "weights") if model.get(key)}
@@ -453,10 +453,12 @@ def _same(run: Run, new: Config, what: Config, name: str) -> None:
         key: value for key, value in config.items() if key not in (*ELSEWHERE, "format", "hash", "choices", *WHERE)
     }
     after = {key: value for key, value in new.items() if key in before}
+    files = origins(new)
     for side in (before, after):  # where a file is does not matter
         side["data"] = {key: value for key, value in side["data"].items() if not key.endswith("path")}
-        side["model"] = {key: value for key, value in side["model"].items() if key not in origins(new)}
-    changed = list(differences(before, after)) or [("the content of data.path", "another", "changed")]
+        side["model"] = {key: value for key, value in side["model"].items() if key not in files}
+    content = " or ".join(["data.path", *(f"model.{key}" for key in files)])
+    changed = list(differences(before, after)) or [(f"the content of {content}", "another", "changed")]
     shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
     raise ConfigError(f"name must be free or of the same settings, got {name}, a run in which {shown}{more}")

@@ -149,7 +149,8 @@ class Transfer:
     def chosen(self) -> dict[str, Any]:
         """What is not as it is by default."""
         default = asdict(Transfer())
-        return {key: value for key, value in asdict(self).items() if value != default[key]}
+        found = {key: value for key, value in asdict(self).items() if value != default[key]}
+        return found | ({} if self.layer_decay is None else {"layer_decay": float(self.layer_decay)})
 
 
 def _text(value: Any) -> bool:

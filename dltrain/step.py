@@ -37,7 +37,8 @@ class Step:
         self.row_parts = [part for part in regularizers if type(part).rows is not Regularizer.rows]
         self.readers = [part for part in regularizers if part.reads_activations]
         self.draws = task.draws or any(part.draws for part in regularizers) or any(map(_drops, task.modules()))
-        self.least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules()) else 1
+        norms = (module for module in task.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self.least = 2 if any(module.training for module in norms) else 1  # a frozen one reads no other rows
         self.finite = Finite(trainer.device, scaled=trainer.dtype is torch.float16)
         self.health = Health(players, trainer, activation)
         self.losses: dict[str, list[Tensor | float]] = {}  # player: [sum, count] since they were last taken

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dltrain import cli, transfer
 from dltrain.choices import configs_dir
+from dltrain.completion import candidates
 from dltrain.compose import compose
 from dltrain.errors import ConfigError
 from dltrain.models.cnn import CNN
@@ -33,7 +34,7 @@ from dltrain.models.resmlp import ResMLP
 from dltrain.models.transformer import Transformer
 from dltrain.models.unet import UNet
 from dltrain.player import Finite, Player
-from dltrain.run import digest, identity
+from dltrain.run import digest, find, identity
 from dltrain.settings import Transfer
 from dltrain.tasks.task import Task
 from dltrain.train import Training
@@ -152,8 +153,10 @@ def test_what_a_word_means(tmp_path: Path) -> None:
         hashes.add(yaml.safe_load((run.folder / "config.yaml").read_text())["hash"])
     assert len(hashes) == 1, "of what it begins with the content counts, not the place"
     last = launch(*ROWS, *SMALL, "task=autoencoder", "seed=5")
-    _, before = started(*words, "model.from_run=last")
+    run, before = started(*words, "model.from_run=last")
     assert same(part(before, "network.blocks."), part(tensors_of(last.name, "network.encoder"), "blocks."))
+    (run.folder / "result.json").write_text('{"format": 1, "status": "stopped"}')
+    assert find("last", setting="model.from_run").name == last.name, "until the run that began with it has ended"
 
 
 def test_other_weights_are_another_run() -> None:
@@ -178,6 +181,9 @@ def test_the_bundle_needs_no_source(here: Path) -> None:
     assert "accuracy" in command("evaluate", f"run={run.name}")
     shown = command("resume", f"run={run.name}")
     assert "is finished" in shown
+    words = (*CLASSES, *SMALL, "model.from_run=going", "model.head=new", "model.freeze=body", f"name={run.name}")
+    assert "is finished" in command(*words)
+    refused((*words, "fresh=true"), "model.from_run must be a run in outputs, got going; did you mean gan? (autoencoder, ")
     longer = command("resume", f"run={run.name}", "epochs=3")
     assert "finished, 3 epochs" in longer
 
@@ -666,3 +672,10 @@ def test_a_damaged_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "begun" / "result.json").write_text('{"format": 1, "status": "stopped"}')
     with pytest.raises(ConfigError, match=r"^model\.from_run must be a finished run, got begun, which is stopped; "):
         launch(*CLASSES, *SMALL, f"model.from_run={tmp_path / 'begun'}", "model.head=new")
+
+
+def test_tab_completion_knows_runs_and_files_to_begin_with() -> None:
+    save_file({"x": torch.zeros(1)}, "mine.safetensors")
+    assert candidates("dltrain model.from_run=autoen") == ["model.from_run=autoencoder"]
+    assert candidates("dltrain model.weights=mi") == ["model.weights=mine.safetensors"]
+    Path("mine.safetensors").unlink()
