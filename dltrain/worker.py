@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -77,15 +77,10 @@ def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int
         loggers = Loggers(made, terminal.warn)
         builder.handed["train"] = data.train
         trainer.seed(settings.seed)
-        task = bundle.make_task(builder, data.preparation)
-        told = Transfer.of(config["model"])
-        transfer.begin(task, told, run.source, config, data, builder.trust, terminal.warn)
-        for network in task.children():
-            terminal.network(network, data.preparation.shape_in)
+        task = _begun(run, builder, data, terminal)
         sampler = Sampler(task, data.preparation, trainer, settings.sample_every)
         checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
-        slower = transfer.rates(task, told.layer_decay)
-        training = assemble(settings, builder, trainer, data, task, checkpoints, slower)
+        training = assemble(settings, builder, trainer, data, task, checkpoints)
         training.last_step = last_step
         for text in _unused(builder, run.words()):
             terminal.warn(text)
@@ -139,16 +134,23 @@ def _finish(
     return result
 
 
+def _begun(run: Run, builder: Builder, data: Data, terminal: Terminal) -> Task:
+    """The task, with the weights that its network begins with; tells what it is made of."""
+    task, told = bundle.make_task(builder, data.preparation), Transfer.of(builder.config["model"])
+    transfer.begin(task, told, run.source, builder.config, data, builder.trust, terminal.warn)
+    for network in task.children():
+        terminal.network(network, data.preparation.shape_in)
+    if told.freeze:
+        learnt = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+        frozen = sum(parameter.numel() for parameter in task.parameters()) - learnt
+        terminal.note(f"{frozen:,} parameters are frozen, {learnt:,} learn")
+    return task
+
+
 def assemble(
-    settings: Settings,
-    builder: Builder,
-    trainer: Single,
-    data: Data,
-    task: Task,
-    checkpoints: Checkpoints,
-    slower: Mapping[str, float] = MappingProxyType({}),
+    settings: Settings, builder: Builder, trainer: Single, data: Data, task: Task, checkpoints: Checkpoints
 ) -> Training:
-    """The players of a task, their regularizers, and the rows they train on; `slower` scales the lr of parameters."""
+    """The players of a task, their regularizers, and the rows they train on."""
     regularizers = _regularizers(builder, task)
     stopping = next((r for r in regularizers if isinstance(r, EarlyStopping)), EarlyStopping(patience=NEVER))
     shards = settings.shards or trainer.world_size
@@ -162,6 +164,7 @@ def assemble(
     step.health.advised = lambda ailment: _advised(builder, ailment)
     training = Training(settings, trainer, task, players, rows, step, stopping, checkpoints)
     builder.handed["mode"] = training.direction
+    slower = transfer.rates(task, Transfer.of(builder.config["model"]).layer_decay)
     steps = len(training.bounds) * settings.epochs
     for name, network in task.named_children():
         own, moves = task.player_settings.get(name, {}), steps * task.moves_a_step.get(name, 1)
