@@ -19,6 +19,7 @@ ROOT = tuple(setting.name for setting in fields(Settings))
 MUST = ("data", "model", "activation", "task", "loss", "optimizer", "scheduler", "trainer")  # groups of every run
 STEPS = "pipeline"  # the group whose option is a mapping of several components
 TRUSTED = ("dltrain.", "torch.nn.", "torch.optim.", "sklearn.")
+NULLABLE = ("norm",)  # settings that may be null though what ships is not
 FORBIDDEN = ("_args_", "_partial_", "_recursive_", "_convert_")
 Tree = dict[str, Any]
 
@@ -289,7 +290,7 @@ class _Checker:
         if path[-1] == "save_every":
             self.every(name, value)
             return value
-        if limits and isinstance(value, str) and value in limits.also:
+        if (value is None and path[-1] in NULLABLE) or (limits and isinstance(value, str) and value in limits.also):
             return value
         coerced, must = typed(value, default)
         if path[0] == "optimizer" and isinstance(default, list) and isinstance(value, list):

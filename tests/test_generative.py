@@ -191,6 +191,70 @@ def test_a_network_made_for_times_is_told_them_itself() -> None:
     assert type(built("data=digits", "model=cnn", "task=diffusion").task.network) is Denoiser
 
 
+@pytest.mark.parametrize("time", [0, 300, 999])
+def test_the_velocity(time: int) -> None:
+    """https://arxiv.org/abs/2202.00512, appendix D: v = a noise - s x, from which x = a z - s v, noise = s z + a v."""
+    task, rows, noise = of(Diffusion, tells="velocity"), torch.randn(4, 3), torch.randn(4, 3)
+    times, a, s = torch.full((4,), time), task.kept[time].sqrt(), (1 - task.kept[time]).sqrt()
+    z, v = task.noised(rows, times, noise), task.velocity_of(rows, times, noise)
+    torch.testing.assert_close(v, a * noise - s * rows)
+    torch.testing.assert_close(a * z - s * v, rows)
+    torch.testing.assert_close(task._noise(z, times, v), noise)
+
+    class Knows(nn.Module):
+        def forward(self, rows: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+            return v
+
+    task.network = Knows()
+    torch.testing.assert_close(task._guided(z, time, times), noise)
+    torch.testing.assert_close(task.step(z, noise, time, None), a * z - s * v, atol=1e-2, rtol=0)
+
+
+def test_the_loss_of_a_velocity() -> None:
+    task, rows = of(Diffusion, tells="velocity"), torch.randn(6, 3)
+    torch.manual_seed(3)
+    times, _, noise = torch.randint(1000, (6,)), torch.rand(6), torch.randn(6, 3)
+    angle = task.kept[times].sqrt().acos()[:, None]  # on the circle from a row to the noise
+    told = task.network(angle.cos() * rows + angle.sin() * noise, times, torch.zeros(6, dtype=torch.long))
+    torch.manual_seed(3)
+    [(_, total, _)] = task.losses({"features": rows, "target": torch.zeros(6, 0)})
+    torch.testing.assert_close(total, 6 * F.mse_loss(told, angle.cos() * noise - angle.sin() * rows), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_who_tells_the_velocity_of_one_row_makes_that_row(eta: float) -> None:
+    task, row = of(Diffusion, eta=eta, tells="velocity"), torch.tensor([1.0, -2.0, 0.5])
+
+    class Knows(nn.Module):
+        def forward(self, rows: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+            abar = task.kept[(times[0] * len(task.kept) / 1000).round().long()]
+            return (abar.sqrt() * rows - row) / (1 - abar).sqrt()
+
+    task.network = Knows()
+    torch.testing.assert_close(task.sample(4), row.expand(4, 3), atol=1e-3, rtol=0)
+
+
+SKEWED = Target("classes", ("kind",), ("a", "b", "c"), (10, 0, 30))
+
+
+def test_samples_are_of_classes_as_frequent_as_among_training_rows() -> None:
+    task, seen = of(Diffusion, target=SKEWED, sampling_steps=2), []
+
+    class Looks(nn.Module):
+        def forward(self, rows: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+            seen.append(condition)
+            return rows
+
+    task.network = Looks()
+    task.sample(4000)
+    task.sample(5, label=1)
+    assert torch.equal(seen[0], seen[1])
+    counts = seen[0].bincount(minlength=3)
+    assert counts[1] == 0
+    assert counts[2] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert seen[2].tolist() == [1] * 5
+
+
 # The variational autoencoder.
 
 
@@ -245,6 +309,33 @@ def test_the_losses_of_a_gan_are_cross_entropies(moves: int) -> None:
         torch.testing.assert_close(total, 6 * expected)
 
 
+@pytest.mark.parametrize("target", [CLASSES, Target("binary", ("kind",), ("no", "yes"), (1, 1))])
+def test_both_players_are_told_the_class(target: Target) -> None:
+    """The generator as further numbers of what it reads, the discriminator by which of its outputs counts."""
+    task, rows, n = of(GAN, target=target, noise=2), torch.randn(4, 3), len(target.classes)
+    label = torch.tensor([1, 0, 1, n - 1])
+    drawn = again(7, (4, 2), (4, 2))
+    torch.manual_seed(7)
+    read = label if n > 2 else label[:, None].float()
+    [(_, judged, _), (_, fooled, _)] = task.losses({"features": rows, "target": read})
+    fake, other = (task.generator(torch.cat([noise, F.one_hot(label, n)], 1)) for noise in drawn)
+    real, made, then = (task.discriminator(x)[range(4), label] for x in (rows, fake, other))
+    ones, cross = torch.ones(4), F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(judged, 4 * (cross(real, ones) + cross(made, 0 * ones)))
+    torch.testing.assert_close(fooled, 4 * cross(then, ones))
+    found = task.predictions({"features": rows})
+    torch.testing.assert_close(found[:, 0], task.discriminator(rows).max(1).values.sigmoid())
+
+
+def test_a_gan_makes_rows_of_a_class() -> None:
+    task, seen = of(GAN, target=SKEWED, noise=2), []
+    task.generator.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, 2:].argmax(1)))
+    task.sample(4000)
+    assert task.sample(5, label=1).shape == (5, 3)
+    assert (seen[0].bincount(minlength=3) / 4000).tolist() == pytest.approx([0.25, 0, 0.75], abs=0.03)
+    assert seen[1].tolist() == [1] * 5
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
 def test_the_losses_of_a_wasserstein_gan(shape: tuple[int, ...]) -> None:
     """The critic's gradient is pushed to norm 1 between pairs of rows, by autograd a row at a time."""
@@ -266,7 +357,7 @@ def test_the_losses_of_a_wasserstein_gan(shape: tuple[int, ...]) -> None:
 
 def test_the_penalty_has_a_gradient() -> None:
     task, rows = of(GAN, kind="wasserstein"), torch.randn(6, 3)
-    task._steepness(rows, torch.randn(6, 3)).backward()
+    task._steepness(rows, torch.randn(6, 3), torch.zeros(6, 0)).backward()
     assert all(p.grad.any() for name, p in task.discriminator.named_parameters() if name.endswith("weight"))
 
 
@@ -346,6 +437,7 @@ REFUSED = [
     (GAN, {"discriminator_steps": 0}, "task.discriminator_steps must be a whole number of at least 1, got 0"),
     (GAN, {"penalty": -1}, "task.penalty must be at least 0, got -1"),
     (Diffusion, {"steps": 1}, "task.steps must be a whole number of at least 2, got 1"),
+    (Diffusion, {"tells": "rows"}, "task.tells must be noise or velocity, got rows"),
     (Diffusion, {"schedule": "square"}, "task.schedule must be one of linear, cosine, sigmoid, got square"),
     (Diffusion, {"schedule": []}, "task.schedule must be one of linear, cosine, sigmoid, got []"),
     (Diffusion, {"drop": 1.5}, "task.drop must be from 0 to 1, got 1.5"),

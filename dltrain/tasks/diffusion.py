@@ -20,12 +20,13 @@ LOOKS = 8  # times at which a row is looked at
 class Diffusion(Task):
     """Denoising diffusion: trained as https://arxiv.org/abs/2006.11239, sampled as https://arxiv.org/abs/2010.02502.
 
-    The network tells the noise in a row at a random time of `steps`; schedule=linear is of the first paper, cosine of
-    https://arxiv.org/abs/2102.09672, sigmoid of https://arxiv.org/abs/2212.11972. Where the target is classes the
-    network is told the row's, and with probability `drop` none, so that samples can be guided towards a class
-    (https://arxiv.org/abs/2207.12598): `guidance` is 1 for none and more for samples that are surer. Samples take
-    `sampling_steps`; `eta` from 0 to 1 is the share of noise that is drawn anew at each. Predicts how badly the noise
-    in a row is told, on average over times, by which strange rows stand out.
+    The network reads a row at a random time of `steps` and tells the noise in it, or its velocity, which says as much
+    of a row that is next to nothing but noise (https://arxiv.org/abs/2202.00512). schedule=linear is of the first
+    paper, cosine of https://arxiv.org/abs/2102.09672, sigmoid of https://arxiv.org/abs/2212.11972. Where the target is
+    classes the network is told the row's, and with probability `drop` none, so that samples can be guided towards a
+    class (https://arxiv.org/abs/2207.12598): `guidance` is 1 for none and more for samples that are surer. Samples
+    take `sampling_steps`; `eta` from 0 to 1 is the share of noise that is drawn anew at each. Predicts how badly the
+    noise in a row is told, on average over times, by which strange rows stand out.
     """
 
     draws = True
@@ -34,6 +35,7 @@ class Diffusion(Task):
         self,
         data: Any,
         model: Callable,
+        tells: str = "noise",
         steps: int = 1000,
         schedule: str = "cosine",
         drop: float = 0.1,
@@ -42,6 +44,7 @@ class Diffusion(Task):
         eta: float = 0.0,
     ) -> None:
         super().__init__()
+        must(tells in ("noise", "velocity"), "task.tells", "noise or velocity", tells)
         must(whole(steps, 2), "task.steps", "a whole number of at least 2", steps)
         must(schedule in [*SCHEDULES], "task.schedule", f"one of {', '.join(SCHEDULES)}", schedule)
         must(real(drop) and 0 <= drop <= 1, "task.drop", "from 0 to 1", drop)
@@ -50,11 +53,13 @@ class Diffusion(Task):
         must(fits, "task.sampling_steps", f"a whole number from 1 to {steps}", sampling_steps)
         must(real(eta) and 0 <= eta <= 1, "task.eta", "from 0 to 1", eta)
         self.shape, self.drop, self.guidance, self.eta = data.shape_in, drop, guidance, eta
+        self.velocity = tells == "velocity"
         # the middle of equal spans: the last time itself, of next to nothing but noise, would blow errors up
         self.times = ((torch.arange(sampling_steps).flip(0) + 0.5) * steps / sampling_steps).long()
         self.kept: Tensor  # (steps,) of the share of a row's variance that is its own, and not noise
         self.register_buffer("kept", SCHEDULES[schedule](steps).float(), persistent=False)
         self.classes = {"binary": 2, "classes": len(data.target.classes)}.get(data.target.kind, 0)
+        self.often = torch.tensor(data.target.counts, dtype=torch.float32)  # of each class, training rows
         told = {"time", "conditions"} <= inspect.signature(model).parameters.keys()  # a network that is made for it
         self.network: nn.Module = (
             model(self.shape, self.shape, time=True, conditions=self.classes)
@@ -68,17 +73,33 @@ class Diffusion(Task):
         untold = torch.rand(len(rows), device=rows.device) < self.drop
         noise = torch.randn_like(rows)
         told = self._told(self.noised(rows, times, noise), times, self._condition(batch, untold))
-        yield "network", (told - noise).square().flatten(1).mean(1).sum(), len(rows)
+        wanted = self.velocity_of(rows, times, noise) if self.velocity else noise
+        yield "network", (told - wanted).square().flatten(1).mean(1).sum(), len(rows)
 
     def noised(self, rows: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         """Rows as they are at their times: q(x_t | x_0)."""
-        kept = self.kept[times].view(-1, *[1] * (rows.ndim - 1))
-        return kept.sqrt() * rows + (1 - kept).sqrt() * noise
+        own, other = self._shares(times)
+        return own * rows + other * noise
+
+    def velocity_of(self, rows: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        """The way on the circle from a row to the noise, where it stands at its time."""
+        own, other = self._shares(times)
+        return own * noise - other * rows
+
+    def _shares(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """What of a row and what of the noise is in it at its time, whose squares add up to 1."""
+        kept = self.kept[times].view(-1, *[1] * len(self.shape))
+        return kept.sqrt(), (1 - kept).sqrt()
 
     def _told(self, rows: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        """The noise that the network tells, whose times are of 1000 whatever the number of steps."""
+        """What the network tells, whose times are of 1000 whatever the number of steps."""
         told: Tensor = self.network(rows, times * (1000 / len(self.kept)), condition).float()
         return told
+
+    def _noise(self, rows: Tensor, times: Tensor, told: Tensor) -> Tensor:
+        """The noise in rows at their times, from what is told of them."""
+        own, other = self._shares(times)
+        return other * rows + own * told if self.velocity else told
 
     def _condition(self, batch: Mapping[str, Tensor], untold: Tensor) -> Tensor:
         """(batch,) of classes, and the number after the last where none is told."""
@@ -95,7 +116,8 @@ class Diffusion(Task):
             draw = torch.Generator().manual_seed(time)  # a row's error is its own, whatever stands beside it
             noise = torch.randn(self.shape, generator=draw).to(rows.device).expand_as(rows)
             times = torch.full_like(condition, time)
-            told = self._told(self.noised(rows, times, noise), times, condition)
+            seen = self.noised(rows, times, noise)
+            told = self._noise(seen, times, self._told(seen, times, condition))
             total += (told - noise).square().flatten(1).mean(1, keepdim=True) / LOOKS
         return total
 
@@ -103,8 +125,11 @@ class Diffusion(Task):
         return {"error": predictions[:, 0].numpy()}
 
     def sample(self, n: int, label: int | None = None) -> Tensor:
-        """New rows (n, *shape), of a class if it is told."""
-        condition = torch.full((n,), self.classes if label is None else label)
+        """New rows (n, *shape), of a class if it is told; else of classes as frequent as among training rows."""
+        if label is not None or not self.classes:
+            condition = torch.full((n,), label or 0)
+        else:
+            condition = self.often.multinomial(n, replacement=True)
         rows = torch.randn(n, *self.shape)
         for time, after in pairwise([*self.times.tolist(), None]):
             rows = self.step(rows, self._guided(rows, time, condition), time, after)
@@ -121,10 +146,10 @@ class Diffusion(Task):
     def _guided(self, rows: Tensor, time: int, condition: Tensor) -> Tensor:
         times = torch.full_like(condition, time)
         told = self._told(rows, times, condition)
-        if self.guidance == 1 or not self.classes:
-            return told
-        free = self._told(rows, times, torch.full_like(condition, self.classes))
-        return torch.lerp(free, told, self.guidance)
+        if self.guidance != 1 and self.classes:
+            free = self._told(rows, times, torch.full_like(condition, self.classes))
+            told = torch.lerp(free, told, self.guidance)
+        return self._noise(rows, times, told)
 
 
 class Denoiser(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import one_hot, softplus
 
 from dltrain.errors import must, real, whole
 from dltrain.tasks.task import Columns, Move, Task
@@ -18,8 +18,10 @@ class GAN(Task):
 
     kind=nonsaturating is of https://arxiv.org/abs/1406.2661; kind=wasserstein has a critic without a bound whose
     gradient is held near 1 by a penalty, https://arxiv.org/abs/1704.00028. The discriminator moves
-    `discriminator_steps` times for each move of the generator. The best epoch is the one whose samples are closest to
-    validation rows. Predicts how real a row looks to the discriminator.
+    `discriminator_steps` times for each move of the generator. Where the target is classes both are told the row's
+    (https://arxiv.org/abs/1411.1784): the generator as further numbers, the discriminator by which of its outputs
+    counts. The best epoch is the one whose samples are closest to validation rows. Predicts how real a row looks to
+    the discriminator, as a row of the class for which it looks best.
     """
 
     draws = True
@@ -48,41 +50,55 @@ class GAN(Task):
         )
         must(real(penalty) and penalty >= 0, "task.penalty", "at least 0", penalty)
         self.noise, self.wasserstein, self.penalty = noise, kind == "wasserstein", penalty
-        self.discriminator: nn.Module = model(data.shape_in, (1,))
-        self.generator: nn.Module = generator((noise,), data.shape_in)
+        self.classes = {"binary": 2, "classes": len(data.target.classes)}.get(data.target.kind, 0)
+        self.often = torch.tensor(data.target.counts, dtype=torch.float32)  # of each class, training rows
+        self.discriminator: nn.Module = model(data.shape_in, (self.classes or 1,))
+        self.generator: nn.Module = generator((noise + self.classes,), data.shape_in)
         self.moves_a_step, self.player_settings = {"discriminator": discriminator_steps}, dict(players or {})
 
     def losses(self, batch: Mapping[str, Tensor]) -> Iterator[Move]:
-        rows = batch["features"]
+        rows, kinds = batch["features"], self._kinds(batch)
         for _ in range(self.moves_a_step["discriminator"]):
-            yield "discriminator", self._judged(rows, self._made(rows).detach()), len(rows)
-        looks = self.discriminator(self._made(rows)).float()
+            yield "discriminator", self._judged(rows, self._made(kinds).detach(), kinds), len(rows)
+        looks = self._looks(self._made(kinds), kinds)
         yield "generator", -looks.sum() if self.wasserstein else softplus(-looks).sum(), len(rows)
 
-    def _made(self, like: Tensor) -> Tensor:
-        made: Tensor = self.generator(torch.randn(len(like), self.noise, device=like.device)).float()
+    def _kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(batch, classes) of 1 for a row's class and 0 for the others."""
+        if not self.classes:
+            return batch["features"].new_zeros(len(batch["features"]), 0)
+        return one_hot(batch["target"].view(-1).long(), self.classes).to(batch["features"].dtype)
+
+    def _made(self, kinds: Tensor) -> Tensor:
+        noise = torch.randn(len(kinds), self.noise, device=kinds.device)
+        made: Tensor = self.generator(torch.cat([noise, kinds], 1)).float()
         return made
 
-    def _judged(self, rows: Tensor, made: Tensor) -> Tensor:
+    def _looks(self, rows: Tensor, kinds: Tensor) -> Tensor:
+        """(batch, 1): how real rows look, as rows of their classes."""
+        looks: Tensor = self.discriminator(rows).float()
+        return (looks * kinds).sum(1, keepdim=True) if self.classes else looks
+
+    def _judged(self, rows: Tensor, made: Tensor, kinds: Tensor) -> Tensor:
         """The discriminator's loss, summed: what is real shall score high, and what is made low."""
-        high, low = self.discriminator(rows).float(), self.discriminator(made).float()
+        high, low = self._looks(rows, kinds), self._looks(made, kinds)
         if not self.wasserstein:
             return softplus(-high).sum() + softplus(low).sum()
         loss: Tensor = low.sum() - high.sum()
-        return loss + self.penalty * self._steepness(rows, made) if self.training else loss
+        return loss + self.penalty * self._steepness(rows, made, kinds) if self.training else loss
 
-    def _steepness(self, rows: Tensor, made: Tensor) -> Tensor:
+    def _steepness(self, rows: Tensor, made: Tensor, kinds: Tensor) -> Tensor:
         """How far the gradient's norm is from 1, squared and summed, at random places between pairs of rows."""
         share = torch.rand(len(rows), *[1] * (rows.ndim - 1), device=rows.device)
         between = torch.lerp(made, rows, share).requires_grad_()
-        [slope] = torch.autograd.grad(self.discriminator(between).float().sum(), between, create_graph=True)
+        [slope] = torch.autograd.grad(self._looks(between, kinds).sum(), between, create_graph=True)
         return (slope.flatten(1).norm(dim=1) - 1).square().sum()
 
     def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, 1 + n): how real a row looks (a probability, unless Wasserstein), then a row that was made."""
-        looks = self.discriminator(batch["features"]).float()
+        looks = self.discriminator(batch["features"]).float().amax(1, keepdim=True)
         looks = looks if self.wasserstein else looks.sigmoid()
-        return torch.cat([looks, self._made(batch["features"]).flatten(1)], 1)
+        return torch.cat([looks, self.sample(len(looks)).flatten(1)], 1)
 
     def metrics(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
         return {"distance": distance(predictions[:, 1:], rows["features"].flatten(1))}
@@ -93,8 +109,13 @@ class GAN(Task):
     def columns(self, predictions: Tensor) -> Columns:
         return {"realness": predictions[:, 0].numpy()}
 
-    def sample(self, n: int) -> Tensor:
-        return self._made(torch.empty(n, 0))
+    def sample(self, n: int, label: int | None = None) -> Tensor:
+        """New rows (n, *shape), of a class if it is told; else of classes as frequent as among training rows."""
+        device = next(self.generator.parameters()).device
+        if not self.classes:
+            return self._made(torch.empty(n, 0, device=device))
+        drawn = self.often.multinomial(n, replacement=True) if label is None else torch.full((n,), label)
+        return self._made(one_hot(drawn.to(device), self.classes).float())
 
 
 def distance(made: Tensor, rows: Tensor) -> float:
