@@ -626,6 +626,14 @@ def test_deterministic_turns_torchs_own_switch(quick: tuple[Trained, list[Moment
     assert (run.result["deterministic"], quick[0].result["deterministic"]) == (False, True)
 
 
+@pytest.mark.parametrize("model", ["cnn", "resmlp"])
+def test_norm_may_be_null_where_another_is_shipped(model: str) -> None:
+    words = ("data=digits", "data.rows=200", "epochs=1", f"model={model}")
+    run, plain = launch(*words), launch(*words, "model.norm=null")
+    assert any(".norm." in name for name in run.weights)
+    assert not any(".norm." in name for name in plain.weights)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler
 def test_compile_computes_the_same(quick: tuple[Trained, list[Moment]]) -> None:

@@ -33,11 +33,11 @@ def texts(rows: "pd.DataFrame") -> str:
 
 
 def draw(rows: "pd.DataFrame", shape: tuple[int, ...], out: Path) -> None:
-    """Images side by side, nearly a square of them, from the darkest to the brightest of all."""
+    """Images side by side, nearly a square of them, on one scale from the dark of all to the bright."""
     from PIL import Image
 
     pixels = rows.to_numpy(np.float64).reshape(len(rows), *shape)
-    low, high = np.quantile(pixels, [0.001, 0.999])
+    low, high = np.quantile(pixels, [0.02, 0.98])  # a few strays must not make the rest grey
     across = math.ceil(math.sqrt(len(rows)))
     down = math.ceil(len(rows) / across)
     tiles = np.zeros((down * across, shape[0], shape[1] + 1, shape[2] + 1))  # a dark line between them
