@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from runs import Trained, command, launch, working
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
@@ -98,16 +99,37 @@ GAN = ["task=gan", "epochs=200", "ema=0.99", "optimizer.betas=[0.5,0.99]"]
 DIFFUSION = ["task=diffusion", "model=unet", "epochs=100"]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("words", [GAN, DIFFUSION], ids=["gan", "diffusion"])
 def test_digits_that_were_made_are_recognised(words: list[str], judge: Model) -> None:
     run = launch(*words, "evaluate_every=20", *RARELY)
     command("sample", f"run={run.name}", "n=1000", "out=samples.csv")
-    share, counts = recognised(judge, pd.read_csv("samples.csv"))
+    made = pd.read_csv("samples.csv")
+    share, counts = recognised(judge, made)
     print(f"{words[0]}: the judge is sure of {share:.3f}, {counts}")
     assert share >= 0.9
     assert min(counts) >= 20
+    varied(run, made.to_numpy())
     command("sample", f"run={run.name}", "n=100", "label=3", "out=threes.csv")
     assert recognised(judge, pd.read_csv("threes.csv"))[1][3] >= 80
+
+
+def varied(run: Trained, made: np.ndarray) -> None:
+    """Samples are no copies of training rows, and lie about test rows as closely as so many training rows do."""
+    train, test = (
+        run.data.preparation.restored(rows["features"]).to_numpy() for rows in (run.data.train, run.data.test)
+    )
+    copied, fresh = nearest(made, train), nearest(test, train)
+    covered, possible = nearest(test, made[: len(test)]), nearest(test, train[: len(test)])
+    print(f"to training rows: samples {copied:.1f}, test rows {fresh:.1f}")
+    print(f"from test rows: to so many samples {covered:.1f}, to so many training rows {possible:.1f}")
+    assert copied > 0.75 * fresh
+    assert covered < 1.15 * possible
+
+
+def nearest(rows: np.ndarray, others: np.ndarray) -> float:
+    """The median distance from a row to the nearest of others."""
+    return float(np.median(cdist(rows, others).min(1)))
 
 
 # Series
