@@ -255,6 +255,15 @@ def test_samples_are_of_classes_as_frequent_as_among_training_rows() -> None:
     assert seen[2].tolist() == [1] * 5
 
 
+def test_what_a_network_tells_is_chosen_by_a_word() -> None:
+    runs = [launch(*DIGITS, "task=diffusion", f"task.tells={word}") for word in ("noise", "velocity")]
+    losses = [run.result["valid"]["loss"] for run in runs]
+    assert losses[0] != losses[1]
+    assert not torch.equal(*(torch.tensor(run.model.sample(2).to_numpy()) for run in runs))
+    shipped = launch(*DIGITS, "task=diffusion")
+    assert shipped.result["valid"]["loss"] == losses[1]
+
+
 # The variational autoencoder.
 
 
@@ -334,6 +343,16 @@ def test_a_gan_makes_rows_of_a_class() -> None:
     assert task.sample(5, label=1).shape == (5, 3)
     assert (seen[0].bincount(minlength=3) / 4000).tolist() == pytest.approx([0.25, 0, 0.75], abs=0.03)
     assert seen[1].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("kind", ["nonsaturating", "wasserstein"])
+def test_a_gan_that_was_told_classes_is_asked_for_one(kind: str) -> None:
+    run = launch(*DIGITS, "task=gan", f"task.kind={kind}")
+    one, other = (run.model.sample(3, label=label).to_numpy() for label in (1, 7))
+    assert one.shape == (3, 64)
+    assert (one != other).any()
+    test = run.data.test["features"]
+    assert len(run.model.predict(run.data.preparation.restored(test))["realness"]) == len(test)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])

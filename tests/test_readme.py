@@ -14,6 +14,7 @@ SHOWN = re.findall(r"^    \$ dltrain (.*)\n    (dltrain: .*)$", README, re.M)
 WARNED = re.findall(r"^    \$ dltrain (.*)\n    (warning: .*)$", README, re.M)
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    dltrain (.*)$", README, re.M)]
 TRAIN = [words for words in COMMANDS if "=" in words[0]]
+LEARNT = [shlex.split(line) for line in re.findall(r"^\| [^|]*\| `dltrain ([^`]*)` \|", README, re.M)]
 PARTS = [words.split(" · ") for words in re.findall(r"^\| [^|]* \| (`.*`) \|$", README, re.M)]
 
 
@@ -21,10 +22,11 @@ def test_there_is_something_to_check() -> None:
     assert len(SHOWN) >= 1
     assert len(WARNED) >= 1
     assert len(TRAIN) >= 3
+    assert len(LEARNT) >= 10
     assert len(PARTS) >= 8
 
 
-@pytest.mark.parametrize("words", TRAIN, ids=" ".join)
+@pytest.mark.parametrize("words", TRAIN + LEARNT, ids=" ".join)
 def test_commands_compose(words: list[str]) -> None:
     assert compose(words)["choices"]
 
