@@ -126,11 +126,11 @@ class Diffusion(Task):
 
     def sample(self, n: int, label: int | None = None) -> Tensor:
         """New rows (n, *shape), of a class if it is told; else of classes as frequent as among training rows."""
+        rows = torch.randn(n, *self.shape)
         if label is not None or not self.classes:
             condition = torch.full((n,), label or 0)
         else:
-            condition = self.often.multinomial(n, replacement=True)
-        rows = torch.randn(n, *self.shape)
+            condition = self.often.multinomial(n, replacement=True).to(rows.device)
         for time, after in pairwise([*self.times.tolist(), None]):
             rows = self.step(rows, self._guided(rows, time, condition), time, after)
         return rows
