@@ -91,12 +91,12 @@ class Augmentation:
         maps = x if x.ndim == 4 else x.unsqueeze(2)
         height, width = maps.shape[2:]
         part, angle = 1 - (1 - self.crop) * size, torch.deg2rad(self.rotation * (2 * turn - 1))
-        right, below = ((1 - part) * (side - 1) * (draw - 0.5) for side, draw in ((width, across), (height, down)))
-        steps = (each(values, maps[:, 0]) for values in (part * angle.cos(), part * angle.sin(), right, below))
-        along, aslant, right, below = (values.to(x.dtype) for values in steps)
+        right, lower = ((1 - part) * (side - 1) * (draw - 0.5) for side, draw in ((width, across), (height, down)))
+        numbers = (part * angle.cos(), part * angle.sin(), right, lower)
+        straight, aslant, right, lower = (each(values, maps[:, 0]).to(x.dtype) for values in numbers)
         row, column = (torch.arange(side, device=x.device) - (side - 1) / 2 for side in (height, width))
         # by products and sums alone, whose last bits do not depend on how many rows there are
-        source = column * along - row[:, None] * aslant + right, column * aslant + row[:, None] * along + below
+        source = column * straight - row[:, None] * aslant + right, column * aslant + row[:, None] * straight + lower
         grid = torch.stack([source[0] * (2 / width), source[1] * (2 / height)], -1)
         return F.grid_sample(maps, grid, align_corners=False).view_as(x)
 
@@ -112,11 +112,13 @@ class Augmentation:
 
     def _covered(self, x: Tensor, draws: Tensor) -> Tensor:
         size = round(self.cutout * min(self.shape_in[1:]))
-        covered = torch.tensor(size > 0, device=x.device)
+        if not size:
+            return x
+        masks = []
         for dim, draw in self._sides(draws):
             place = torch.arange(x.shape[dim], device=x.device) - below(draw, x.shape[dim])[:, None] + size // 2
-            covered = covered & along((place >= 0) & (place < size), x, dim)
-        return x.masked_fill(covered, 0) if size else x
+            masks.append(along((place >= 0) & (place < size), x, dim))
+        return x.masked_fill(masks[0] & masks[-1], 0)
 
 
 def uniform(seeds: Tensor, n: int) -> Tensor:
