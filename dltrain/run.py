@@ -119,6 +119,19 @@ class Run:
             raise ConfigError(f"run must be a run folder, got {self.folder}, whose config.yaml is damaged")
         return config
 
+    def settings(self) -> dict[str, str]:
+        """What was chosen of each group, and every setting, as they are typed; not where the run is.
+
+        The seed of the split is left out where it is the seed. Raises ConfigError as `config` does.
+        """
+        config = self.config()
+        found = {group: show(config["choices"].get(group)) for group in GROUPS}
+        for group in GROUPS:
+            found |= {f"{group}.{key}": show(value) for key, value in leaves(config[group])}
+        single = (key for key, value in config.items() if not isinstance(value, dict))
+        found |= {key: show(config[key]) for key in single if key not in (*ELSEWHERE, "format", "hash")}
+        return {k: v for k, v in found.items() if not (k.endswith(".seed") and v == found["seed"])}
+
     def trusted(self, trust: Collection[str]) -> Config:
         """The config, if all modules that it trusts are trusted here: a run folder may be a stranger's.
 
@@ -471,6 +484,15 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str
             yield from differences(before.get(key), after.get(key), f"{prefix}{key}.")
     elif before != after:
         yield prefix.rstrip("."), before, after
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (setting, value) for every leaf of a config."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def set_aside(run: Run) -> Path:

@@ -150,3 +150,39 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "sentence"), REFUSED)
 def test_what_is_refused(words: list[str], sentence: str) -> None:
     assert refused(*words).startswith(sentence)
+
+
+def listed(*words: str) -> list[str]:
+    """The names of runs that `dltrain list runs` shows, in its order."""
+    return [line.split()[0] for line in command("list", "runs", *words).splitlines()[1:]]
+
+
+def test_runs_of_some_settings_are_listed() -> None:
+    assert set(listed("where=optimizer.lr=1e-1,model=linear")) >= {f"lr0.1-{seed}" for seed in range(4)}
+    assert listed("where=optimizer.lr=0.01,seed=2") == ["lr0.01-2"]
+    assert listed("where=model.hidden=[4]") == ["net-a"]
+    assert listed("where=model=cnn") == []
+
+
+def test_runs_are_listed_the_best_first() -> None:
+    best = sorted(SCORES[0.1], key=lambda seed: -SCORES[0.1][seed])
+    words = ("where=optimizer.lr=0.1,epochs=1,batch_size=64", "sort=test/own")
+    said = refused_list("sort=test/own")
+    assert said == "direction must be min or max for test/own, which is not known here, got null"
+    assert listed(words[0], "sort=test/accuracy")[:4] == [f"lr0.1-{seed}" for seed in best]
+    assert listed("where=optimizer.lr=0.1", "sort=valid/rmse") == [f"lr0.1-{seed}" for seed in best]
+
+
+def refused_list(*words: str) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert cli.run(["list", "runs", *words]) == 2
+    assert said.getvalue().count("\n") == 1
+    return said.getvalue().removeprefix("dltrain: ").rstrip()
+
+
+def test_what_cannot_be_listed() -> None:
+    assert refused_list("where=modle=mlp").startswith(
+        "where must be a setting of runs, got modle=mlp; did you mean model?"
+    )
+    assert refused_list("sort=test/acc").startswith("sort must be a metric of a run, got test/acc; did you mean")

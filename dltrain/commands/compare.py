@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from dltrain.commands import check_out, parse, written
 from dltrain.commands.help import heading
 from dltrain.commands.list import width
-from dltrain.errors import ConfigError, must, nearest, show
+from dltrain.errors import ConfigError, must, nearest, real
 from dltrain.report.text import aligned, clock, number, shown
-from dltrain.run import ELSEWHERE, GROUPS, Run, find
+from dltrain.run import Run, find
 
 KNOWN = {"loss": "min", "rmse": "min", "mae": "min", "log_loss": "min", "calibration_error": "min", "mse": "min"}
 KNOWN |= dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "r2"), "max")
@@ -69,7 +69,7 @@ def run(words: list[str]) -> int:
     metric = options.metric or f"valid/{finished[0].result().get('monitor')}"
     for one in finished:
         _value(one, metric)
-    largest = (options.direction or _direction(metric, finished)) == "max"
+    largest = (options.direction or direction(metric, finished)) == "max"
     variants = sorted(_variants(finished, metric), key=lambda variant: variant.mean, reverse=largest)
     header, rows = _table(variants, metric)
     if options.out == "-":
@@ -98,29 +98,9 @@ def named(word: str, root: str) -> Iterator[Run]:
         yield find(word, root)
 
 
-def settings_of(run: Run) -> dict[str, str]:
-    """What was chosen, and every setting, as they are typed; not where it ran, and not the seed."""
-    config = run.config()
-    found = {group: show(config["choices"].get(group)) for group in GROUPS}
-    for group in GROUPS:
-        found |= {f"{group}.{key}": show(value) for key, value in _leaves(config[group])}
-    single = (key for key, value in config.items() if not isinstance(value, dict))
-    found |= {key: show(config[key]) for key in single if key not in (*ELSEWHERE, "format", "hash")}
-    seed = found["seed"]  # of the split too, unless that has one of its own
-    return {key: value for key, value in found.items() if not (key.rpartition(".")[2] == "seed" and value == seed)}
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _variants(runs: Sequence[Run], metric: str) -> list[Variant]:
     """Runs by the settings in which they differ; raises ConfigError if one does not know the metric."""
-    every = [settings_of(run) for run in runs]
+    every = [{key: value for key, value in run.settings().items() if key != "seed"} for run in runs]
     keys = [
         key for key in dict.fromkeys(key for one in every for key in one) if len({one.get(key) for one in every}) > 1
     ]
@@ -145,19 +125,22 @@ def _tells(key: str, keys: Sequence[str], every: Sequence[Mapping[str, str]]) ->
     return any(len(values) > 1 for values in by_choice.values())
 
 
+def scores(run: Run) -> dict[str, float]:
+    """The metrics of a run by split and name, as far as they are numbers."""
+    both = ((split, run.result().get(split) or {}) for split in ("valid", "test"))
+    return {f"{split}/{name}": float(value) for split, found in both for name, value in found.items() if real(value)}
+
+
 def _value(run: Run, metric: str) -> float:
-    known = {
-        f"{key}/{what}": value for key in ("valid", "test") for what, value in (run.result().get(key) or {}).items()
-    }
-    value = known.get(metric)
-    if not isinstance(value, int | float):
+    known = scores(run)
+    if metric not in known:
         raise ConfigError(
             f"metric must be one that every run has, got {metric}, not in {run.name}{nearest(metric, known)}"
         )
-    return float(value)
+    return known[metric]
 
 
-def _direction(metric: str, runs: Sequence[Run]) -> str:
+def direction(metric: str, runs: Sequence[Run]) -> str:
     """Which way a metric gets better; raises ConfigError for one that nobody has said it of."""
     name = metric.partition("/")[2]
     monitored = {str(run.result().get("monitor")): str(run.result().get("direction")) for run in runs}

@@ -1,5 +1,6 @@
 """List what can be chosen: models, optimizers, activations, data ... and runs."""
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from dltrain.run import Run
 class Options:
     """What `dltrain list runs` takes."""
 
+    where: str | None = None  # settings that runs must have, such as model=cnn,seed=0
+    sort: str | None = None  # a metric such as valid/accuracy, the best first (default: the newest first)
     output_root: str = "outputs"  # where runs are looked for
 
 
@@ -28,7 +31,7 @@ def run(words: list[str]) -> int:
     options_ = parse(rest, Options)
     known = {name: group for group in groups() for name in (group, plural(group))}
     if what in ("run", "runs"):
-        lines = runs(Path(options_.output_root).expanduser())
+        lines = runs(Path(options_.output_root).expanduser(), options_.where, options_.sort)
     elif what in known:
         lines = members(known[what])
     elif not what:
@@ -55,22 +58,68 @@ def members(group: str) -> list[str]:
     return pairs(rows, width())
 
 
-def runs(root: Path) -> list[str]:
-    """A table of the runs in a folder, the newest first; a damaged file is no error."""
+def runs(root: Path, where: str | None = None, sort: str | None = None) -> list[str]:
+    """A table of the runs in a folder, the newest first or the best by a metric; a damaged file is no error.
+
+    Raises ConfigError for a setting that no run has, and a metric that none has or whose direction nobody knows.
+    """
     folders = [path for path in root.iterdir() if (path / "config.yaml").is_file()] if root.is_dir() else []
     found = sorted(((_when(path), path) for path in folders if not path.name.startswith(".")), reverse=True)
     if not found:
         return [f"no runs in {root}; dltrain makes one"]
+    kept = [(when, Run(path)) for when, path in found]
+    kept = _chosen(kept, where) if where else kept
+    kept = _sorted(kept, sort) if sort else kept
     rows = [["run", "status", "epochs", "metric", "valid", "test", "when"]]
-    for when, path in found:
-        rows.append([path.name, *_row(Run(path).result()), datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")])
+    for when, one in kept:
+        rows.append([one.name, *_row(one.result(), sort), datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")])
     cells = [[shown(cell) for cell in row] for row in rows]
     first, *others = aligned(cells, frozenset({2, 4, 5}))
     return [heading(first), *others]
 
 
-def _row(result: dict[str, Any]) -> list[str]:
-    monitor = result.get("monitor") or "loss"
+def _chosen(found: list[tuple[float, Run]], where: str) -> list[tuple[float, Run]]:
+    """The runs that have all of some settings."""
+    every = [(when, run, _settings(run)) for when, run in found]
+    known = {key for _, _, settings in every for key in settings}
+    for word in re.split(r",(?![^\[]*\])", where):
+        key, _, value = word.partition("=")
+        if key not in known:
+            raise ConfigError(f"where must be a setting of runs, got {word}{nearest(key, known)}")
+        every = [(when, run, settings) for when, run, settings in every if _same(settings.get(key), value)]
+    return [(when, run) for when, run, _ in every]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    try:
+        return run.settings()
+    except ConfigError:  # of a damaged run nothing is known
+        return {}
+
+
+def _same(one: str | None, other: str) -> bool:
+    try:
+        return float(one or "") == float(other)
+    except ValueError:
+        return one == other
+
+
+def _sorted(found: list[tuple[float, Run]], metric: str) -> list[tuple[float, Run]]:
+    """The runs that have a metric, the best first."""
+    from dltrain.commands.compare import direction, scores  # which asks this module how wide a terminal is
+
+    known = [(when, run, scores(run)) for when, run in found]
+    if not any(metric in values for _, _, values in known):
+        names = {name for _, _, values in known for name in values}
+        raise ConfigError(f"sort must be a metric of a run, got {metric}{nearest(metric, names)}")
+    having = [(when, run, values[metric]) for when, run, values in known if metric in values]
+    largest = direction(metric, [run for _, run, _ in having]) == "max"
+    having.sort(key=lambda one: one[2], reverse=largest)
+    return [(when, run) for when, run, _ in having]
+
+
+def _row(result: dict[str, Any], metric: str | None = None) -> list[str]:
+    monitor = (metric or result.get("monitor") or "loss").removeprefix("valid/").removeprefix("test/")
     name = monitor.rpartition("/")[2]
     scores = [result.get(split) or {} for split in ("valid", "test")]
     values = [score.get(monitor, score.get(name)) for score in scores]
