@@ -44,8 +44,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dltrain.compose import compose
+from dltrain.opening import opened
 from dltrain.report.terminal import Terminal
-from dltrain.run import opened
 from dltrain.train import Training
 from dltrain.worker import work
 

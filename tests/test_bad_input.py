@@ -17,7 +17,7 @@ from runs import launch, working
 
 from dltrain import cli, faults
 from dltrain.checkpoint import write_manifest
-from dltrain.run import digest, identity
+from dltrain.opening import digest, identity
 
 RUN, MODEL = Path("outputs/good"), Path("outputs/good/model")
 TRAIN = "data=csv data.path=good.csv data.target=price epochs=1"

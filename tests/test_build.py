@@ -42,8 +42,8 @@ REFUSED = {
     ("optimizer", "torch.nn.Linear"): "optimizer._target_ must be a Optimizer, got torch.nn.Linear",
     ("scheduler", "torch.optim.AdamW"): "scheduler._target_ must be a LRScheduler, got torch.optim.AdamW",
     ("pipeline", "sklearn.svm.SVC"): "pipeline._target_ must be a TransformerMixin, got sklearn.svm.SVC",
-    ("data", "dltrain.run.set_aside"): (
-        "data._target_ must be a data of dltrain.data or of a module in trust=[...], got dltrain.run.set_aside"
+    ("data", "dltrain.opening.set_aside"): (
+        "data._target_ must be a data of dltrain.data or of a module in trust=[...], got dltrain.opening.set_aside"
     ),
     ("loss", "dltrain.run.write_whole"): (
         "loss._target_ must be a loss of dltrain.losses or of a module in trust=[...], got dltrain.run.write_whole"

@@ -17,7 +17,8 @@ from faults.forks import WORDS, Launch, Server, outcome
 
 from dltrain.compose import compose
 from dltrain.errors import ConfigError
-from dltrain.run import digest, find, identity, lock
+from dltrain.opening import digest, identity
+from dltrain.run import find, lock
 
 QUICK = ["data=xor", "data.rows=80", "model.hidden=[4]", "epochs=2", "batch_size=16", "trainer.threads=1"]
 CSV = ["data=csv", "data.path=rows.csv", "data.target=y", *QUICK[2:]]

@@ -34,8 +34,9 @@ from dltrain.models.mlp import MLP
 from dltrain.models.resmlp import ResMLP
 from dltrain.models.transformer import Transformer
 from dltrain.models.unet import UNet
+from dltrain.opening import digest, identity
 from dltrain.player import Finite, Player
-from dltrain.run import digest, find, identity
+from dltrain.run import find
 from dltrain.settings import Transfer
 from dltrain.tasks.task import Task
 from dltrain.train import Training

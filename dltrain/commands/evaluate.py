@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from dltrain.commands import check_out, parse, written
 from dltrain.errors import DataError
+from dltrain.opening import digest, identity
 from dltrain.report.terminal import Terminal
-from dltrain.run import FORMAT, Config, digest, find, identity
+from dltrain.run import FORMAT, Config, find
 
 if TYPE_CHECKING:
     from dltrain.bundle import Model

@@ -8,7 +8,8 @@ from dltrain.commands.train import go
 from dltrain.compose import compose, recheck
 from dltrain.errors import ConfigError, DataError
 from dltrain.launch import led, processes
-from dltrain.run import WHERE, Config, Run, differences, digest, find, identity, locked, opened
+from dltrain.opening import digest, identity, opened
+from dltrain.run import WHERE, Config, Run, differences, find, locked
 
 
 @dataclass

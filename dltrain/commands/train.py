@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dltrain.launch import led, processes, start
+from dltrain.opening import opened
 from dltrain.report.terminal import Terminal
-from dltrain.run import Config, Run, opened
+from dltrain.run import Config, Run
 
 
 def train(config: Config, words: list[str], opening: Callable[[str], None] = lambda name: None) -> int:

@@ -19,9 +19,10 @@ from dltrain.commands.help import heading
 from dltrain.compose import compose
 from dltrain.errors import ConfigError, DataError, DiskError, Stopped, UserError, must
 from dltrain.launch import external, processes, start
+from dltrain.opening import opened, sourced
 from dltrain.report.terminal import Terminal
 from dltrain.report.text import number, shown
-from dltrain.run import Config, find, opened, sourced
+from dltrain.run import Config, find
 
 if TYPE_CHECKING:
     from torch import Tensor

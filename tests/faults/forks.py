@@ -122,8 +122,10 @@ class Launch:
 
     def _hang(self, seconds: float) -> None:
         left = [rank for rank in range(len(self.pids)) if rank not in self.codes]
-        self.kill(signal.SIGABRT)  # faulthandler writes where they are
-        time.sleep(1)
+        self.kill(signal.SIGABRT)  # faulthandler writes where they are, which takes a while on a busy machine
+        until = time.monotonic() + 20
+        while any(_state(self.pids[rank]) != "Z" for rank in left) and time.monotonic() < until:
+            time.sleep(0.01)
         self.kill(signal.SIGKILL)
         for rank in left:
             self.codes[rank] = self.server.ask(wait=self.pids[rank])

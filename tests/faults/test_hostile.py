@@ -32,7 +32,8 @@ from dltrain import cli
 from dltrain.bundle import Model
 from dltrain.checkpoint import Checkpoints, Damaged, verify, write_manifest
 from dltrain.errors import ConfigError, UserError
-from dltrain.run import digest, identity, read_yaml, write_yaml
+from dltrain.opening import digest, identity
+from dltrain.run import read_yaml, write_yaml
 
 WORDS = (
     "data=xor data.rows=80 model.hidden=[4] epochs=3 batch_size=16 ema=0.9 trainer.save_every=2steps trainer.threads=1"
@@ -392,7 +393,16 @@ TARGETS = (
     *("os.system", "posix.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "runpy.run_path"),
     *("pickle.loads", "torch.load", "torch.hub.load", "torch.nn.functional.importlib.import_module", "joblib.load"),
     *("torch.nn.modules.module.torch.load", "dltrain.cli.run", "dltrain.bundle.shutil.rmtree", "sklearn.os.system"),
-    *("dltrain.run.subprocess.Popen", "torch.nn.Module.__init_subclass__", "", "system", "..", None, 3, ["os.system"]),
+    *(
+        "dltrain.environment.subprocess.Popen",
+        "torch.nn.Module.__init_subclass__",
+        "",
+        "system",
+        "..",
+        None,
+        3,
+        ["os.system"],
+    ),
 )
 PLACES = ("parts.task", "parts.model", "parts.activation", "parts.loss", "preparation", "parts.model.norm")
 TAGS = ("os.system", "subprocess.Popen", "builtins.eval", "os.execvp")
