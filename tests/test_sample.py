@@ -121,7 +121,11 @@ def test_a_grid_shows_what_the_rows_say(digits: Trained) -> None:
     larger = 512 // 17
     cells = opened("grid.png")[::larger, ::larger, 0]
     shown = np.array([[cells[9 * i : 9 * i + 8, 9 * j : 9 * j + 8] for j in range(2)] for i in range(2)])
-    assert np.corrcoef(shown.ravel(), table.ravel())[0, 1] > 0.99
+    order = np.argsort(table.ravel())
+    assert (np.diff(shown.ravel()[order]) >= -1e-9).all(), "what is larger is as bright at least"
+    middle = slice(*np.quantile(np.arange(table.size), [0.03, 0.97]).astype(int))  # strays have the last shades
+    between = [values.ravel()[order][middle] for values in (shown, table)]
+    assert np.corrcoef(*between)[0, 1] > 0.999
 
 
 def test_a_label_is_told() -> None:

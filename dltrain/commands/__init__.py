@@ -155,11 +155,11 @@ def check_out(out: str, read: str = "-") -> None:
 
 
 @contextmanager
-def written(out: str) -> Iterator[IO[str]]:
-    """A text file that is there whole or not at all; `-` is standard output. A pipe or device is written as it is."""
+def written(out: str, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file that is there whole or not at all; `-` is standard output. A pipe or device is written as it is."""
     path = Path(out).expanduser()
     if out == "-":
-        yield sys.stdout
+        yield sys.stdout.buffer if binary else sys.stdout
         sys.stdout.flush()
         return
     whole = path.is_file() or not path.exists()
@@ -167,7 +167,7 @@ def written(out: str) -> Iterator[IO[str]]:
     part = final.with_name(f".{final.name}.part") if whole else path
     try:
         try:
-            file = part.open("w", encoding="utf-8", newline="")
+            file = part.open("wb") if binary else part.open("w", encoding="utf-8", newline="")
         except OSError as error:
             raise DiskError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from error
         with file:
