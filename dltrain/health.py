@@ -256,7 +256,8 @@ def _slopes(module: nn.Module, x: Tensor) -> tuple[Tensor, float, bool]:
 
 
 def _slope(module: nn.Module, x: Tensor) -> Tensor:
+    kind = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     with torch.enable_grad():
-        x = x.detach().float().requires_grad_()
-        [slope] = torch.autograd.grad(module.forward(x).sum(), x)
+        x = x.detach().to(kind).requires_grad_()
+        [slope] = torch.autograd.grad(module.forward(x.clone()).sum(), x)  # a clone: some work in place
     return slope.abs()

@@ -136,6 +136,23 @@ def test_it_looks_often_at_first_and_then_now_and_then(monkeypatch: pytest.Monke
     assert steps == [0, 1, 4, 16, 64, 256, 512, 768]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "activation._target_=torch.nn.PReLU precision=bfloat16",
+        "activation._target_=torch.nn.PReLU",
+        "activation._target_=torch.nn.Hardtanh +activation.inplace=true",
+        "trainer.activation_checkpointing=true model=resmlp",
+    ],
+)
+def test_units_of_any_activation_are_looked_at(words: str) -> None:
+    run = launch("epochs=1", *words.split())
+    dead = {name: value for name, value in run.records[0].items() if name.startswith("dead/")}
+    assert dead
+    assert all(0 <= value < 1 for value in dead.values())
+    assert any(name.startswith("saturated/") for name in run.records[0]) == ("Hardtanh" in words)
+
+
 class Half(nn.Module):
     """A layer of which some channels or numbers are never positive."""
 
