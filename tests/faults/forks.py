@@ -122,10 +122,13 @@ class Launch:
 
     def _hang(self, seconds: float) -> None:
         left = [rank for rank in range(len(self.pids)) if rank not in self.codes]
-        self.kill(signal.SIGABRT)  # faulthandler writes where they are, which takes a while on a busy machine
+        self.kill(signal.SIGSTOP)
         until = time.monotonic() + 20
-        while any(_state(self.pids[rank]) != "Z" for rank in left) and time.monotonic() < until:
-            time.sleep(0.01)
+        for rank in left:  # one after the other: faulthandler writes where each is, all of them into one file
+            self.kill(signal.SIGABRT, rank)
+            self.kill(signal.SIGCONT, rank)
+            while _state(self.pids[rank]) != "Z" and time.monotonic() < until:
+                time.sleep(0.01)
         self.kill(signal.SIGKILL)
         for rank in left:
             self.codes[rank] = self.server.ask(wait=self.pids[rank])
