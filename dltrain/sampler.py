@@ -25,6 +25,10 @@ class Sampler:
         self.twin = copy.deepcopy(task) if self.every and trainer.rank == 0 else None
         self.preparation = preparation
 
+    def cease(self) -> None:
+        """Write no more; this rank goes on to join in what all ranks do."""
+        self.twin = None
+
     def due(self, epoch: int) -> bool:
         """Whether samples are written after so many epochs."""
         return self.every is not None and epoch % self.every == 0
@@ -37,9 +41,11 @@ class Sampler:
         with ExitStack() as stack:
             for player in players.values():
                 stack.enter_context(player.averaged())
-            weights = {key: self.trainer.whole(self.trainer.local(v), v) for key, v in task.state_dict().items()}
-            if self.twin is not None:
-                self.twin.load_state_dict(weights)
+            own = {} if self.twin is None else self.twin.state_dict()
+            for key, value in task.state_dict().items():  # one by one: a whole network may be more than a rank holds
+                whole = self.trainer.whole(self.trainer.local(value), value)
+                if own:
+                    own[key].copy_(whole)
         if self.twin is None:
             return None
         model = Model(self.twin.to(self.trainer.device), self.preparation, {})

@@ -96,7 +96,8 @@ class Training:
         sizes = [end - start for start, end in rest]
         order = epoch_order(self.n_rows, self.settings.seed, position.epoch)[rest[0][0] :].to(self.trainer.device)
         batches = {key: values.index_select(0, order).split(sizes) for key, values in self.train_rows.items()}
-        batches["seed"] = row_seeds(order, self.settings.seed, position.epoch).split(sizes)
+        if self.step.row_parts:
+            batches["seed"] = row_seeds(order, self.settings.seed, position.epoch).split(sizes)
         self.task.train()
         for number, n_rows in enumerate(sizes):
             point("batch")

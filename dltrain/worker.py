@@ -266,7 +266,7 @@ def _sample(sampler: Sampler, training: Training, folder: Path, terminal: Termin
         if path and epoch == sampler.every:
             terminal.note(f"samples of every {epoch} epochs are in {path.parent}")
     except ConfigError as error:
-        sampler.every = None
+        sampler.cease()
         terminal.warn(f"no samples are written while this trains: {error}")
     training.started += time.monotonic() - before
 

@@ -350,3 +350,12 @@ def test_samples_are_the_same_wherever_a_run_trains(server: Server, tmp_path: Pa
         run = trained(server, tmp_path, words, trainer, 2)
         for name in ("epoch-00001.png", "epoch-00002.png"):
             assert (run / "samples" / name).read_bytes() == (expected / "samples" / name).read_bytes()
+
+
+def test_rows_that_cannot_be_told_keep_no_rank_waiting(server: Server, tmp_path: Path) -> None:
+    """Rank 0 alone finds out; FSDP's ranks bring the weights together at every epoch all the same."""
+    step = ["pipeline=none", "+pipeline.poly._target_=sklearn.preprocessing.PolynomialFeatures"]
+    words = ["data=iris", "model.hidden=[8]", "epochs=3", "task=vae", "sample_every=1", *step]
+    run = trained(server, tmp_path, words, "fsdp", 2)
+    assert result(run)["epochs"] == 3
+    assert not (run / "samples").exists()

@@ -67,10 +67,9 @@ def run(words: list[str]) -> int:
     finished = [run for run in found if run.result().get("status") == "finished"]
     must(bool(finished), "runs", "runs of which one is finished", options.runs)
     metric = options.metric or f"valid/{finished[0].result().get('monitor')}"
-    for one in finished:
-        _value(one, metric)
+    variants = _variants(finished, metric)
     largest = (options.direction or direction(metric, finished)) == "max"
-    variants = sorted(_variants(finished, metric), key=lambda variant: variant.mean, reverse=largest)
+    variants.sort(key=lambda variant: variant.mean, reverse=largest)
     header, rows = _table(variants, metric)
     if options.out == "-":
         first, *others = _fitted([_written(header, row) for row in rows], width())

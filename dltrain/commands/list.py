@@ -14,6 +14,7 @@ from dltrain.commands.help import heading, pairs
 from dltrain.errors import ConfigError, nearest
 from dltrain.report.text import aligned, number, shown
 from dltrain.run import Run
+from dltrain.run import runs as runs_in
 
 
 @dataclass
@@ -63,11 +64,9 @@ def runs(root: Path, where: str | None = None, sort: str | None = None) -> list[
 
     Raises ConfigError for a setting that no run has, and a metric that none has or whose direction nobody knows.
     """
-    folders = [path for path in root.iterdir() if (path / "config.yaml").is_file()] if root.is_dir() else []
-    found = sorted(((_when(path), path) for path in folders if not path.name.startswith(".")), reverse=True)
-    if not found:
+    kept = sorted(((_when(one.folder), one) for one in runs_in(str(root))), key=lambda pair: pair[0], reverse=True)
+    if not kept:
         return [f"no runs in {root}; dltrain makes one"]
-    kept = [(when, Run(path)) for when, path in found]
     kept = _chosen(kept, where) if where else kept
     kept = _sorted(kept, sort) if sort else kept
     rows = [["run", "status", "epochs", "metric", "valid", "test", "when"]]
