@@ -1,12 +1,18 @@
-"""The training loop: train, train_epoch, after_step.
+"""The training loop: course, epoch, after_step.
 
 One loop for every task, network and trainer: a task yields losses, players step. All that happens once in a while
 stands in `after_step`, in the order in which it happens: evaluate and record, save, stop.
+
+The loop is a generator. It gives every stretch of steps after which something may be due, and every look at rows that
+are not trained on, before it does them: whoever walks the courses of several runs together may do them for all at once.
+What nobody did, the loop does when it is asked to go on.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +31,7 @@ from dltrain.tasks.task import Task
 
 Rows = dict[str, Tensor]
 Record = dict[str, float | int | None]
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -44,6 +51,58 @@ class Position:
     best_value: float | None = None
     since_best: int = 0  # evaluations
     stopped_early: bool = False
+
+
+class Epoch:
+    """The rest of an epoch: its rows in their order, cut into batches."""
+
+    def __init__(self, training: "Training") -> None:
+        position, settings = training.position, training.settings
+        self.number, rest = position.epoch, training.bounds[position.batch :]
+        self.sizes = [end - start for start, end in rest]
+        self.order = epoch_order(training.n_rows, settings.seed, self.number)[rest[0][0] :]
+        self.training = training
+
+    @cached_property
+    def batches(self) -> dict[str, tuple[Tensor, ...]]:
+        """The fields of all batches, each gathered once."""
+        training, order = self.training, self.order.to(self.training.trainer.device)
+        found = {key: values.index_select(0, order).split(self.sizes) for key, values in training.train_rows.items()}
+        if training.step.row_parts:
+            found["seed"] = row_seeds(order, training.settings.seed, self.number).split(self.sizes)
+        return found
+
+
+@dataclass
+class Stretch:
+    """Batches [start, end) of the rest of an epoch, after the last of which something may be due."""
+
+    epoch: Epoch
+    start: int
+    end: int
+    step: int  # number of the first step
+    done: int = 0  # batches that were trained on by somebody else
+
+    @property
+    def left(self) -> int:
+        """Batches that are still to be trained on."""
+        return self.end - self.start - self.done
+
+    def walk(self) -> None:
+        """Train on what is left."""
+        training, batches = self.epoch.training, self.epoch.batches
+        for number in range(self.start + self.done, self.end):
+            point("batch")
+            batch = {key: pieces[number] for key, pieces in batches.items()}
+            training.step(batch, self.epoch.sizes[number], self.step + number - self.start)
+
+
+@dataclass
+class Look:
+    """Rows that are not trained on, whose losses and predictions are wanted; `found` is what `assess` finds."""
+
+    rows: Rows
+    found: tuple[dict[str, float], Tensor] | None = None
 
 
 class Training:
@@ -72,6 +131,7 @@ class Training:
         self.started = self.next_save = time.monotonic()
         self.talked, self.next_talk = (0, self.started), 0  # step and time of the last agreement, step of the next
         self.last_step: int | None = None  # to stop at, for whoever wants no more than the beginning
+        self.look: Look | None = None  # that was given out, until its evaluation is made
         # who is told: a record and whether it is the best; a step and its loss; what ails a network; whether to stop
         self.report: Callable[[Record, bool], None] = lambda record, improved: None
         self.tick: Callable[[int, Callable[[], float]], None] = lambda step, loss: None
@@ -79,45 +139,65 @@ class Training:
         self.stop: Callable[[], bool] = lambda: False
 
     def train(self) -> None:
+        """Train to the end, as `course` says."""
+        alone(self.course())
+
+    def course(self) -> Iterator[Stretch | Look]:
         """Train until the last epoch, early stopping, a signal (Stopped) or a step that is not finite (NonFinite)."""
         position = self.position
         self.started = time.monotonic() - position.seconds
         self.next_save = time.monotonic() + self.trainer.save_every.number
         self.talked, self.next_talk = (position.step, time.monotonic()), position.step
         while position.epoch < self.settings.epochs and not position.stopped_early and position.step != self.last_step:
-            self.train_epoch()
+            yield from self.epoch()
         self.save()
         self.checkpoints.wait()
 
-    def train_epoch(self) -> None:
+    def epoch(self) -> Iterator[Stretch | Look]:
         """Walk through the rest of the epoch under way."""
-        position = self.position
-        rest = self.bounds[position.batch :]
-        sizes = [end - start for start, end in rest]
-        order = epoch_order(self.n_rows, self.settings.seed, position.epoch)[rest[0][0] :].to(self.trainer.device)
-        batches = {key: values.index_select(0, order).split(sizes) for key, values in self.train_rows.items()}
-        if self.step.row_parts:
-            batches["seed"] = row_seeds(order, self.settings.seed, position.epoch).split(sizes)
+        position, epoch, first = self.position, Epoch(self), self.position.batch
         self.task.train()
-        for number, n_rows in enumerate(sizes):
-            point("batch")
-            self.step({key: pieces[number] for key, pieces in batches.items()}, n_rows, position.step)
-            position.batch += 1
-            position.step += 1
-            position.rows += n_rows
-            if position.batch == len(self.bounds):
+        while True:
+            start = position.batch - first
+            stretch = Stretch(epoch, start, start + self._until_due(), position.step)
+            yield stretch
+            stretch.walk()
+            position.batch += stretch.end - start
+            position.step += stretch.end - start
+            position.rows += sum(epoch.sizes[start : stretch.end])
+            if ended := position.batch == len(self.bounds):
                 position.epoch, position.batch = position.epoch + 1, 0
                 for player in self.players.values():
                     player.end_epoch()
-            self.after_step(ended=position.batch == 0)
-            if position.stopped_early or position.step == self.last_step:
+            if self._evaluates(ended) and len(self.valid_rows["target"]):
+                self.look = Look(self.valid_rows)
+                yield self.look
+            self.after_step(ended)
+            if ended or position.stopped_early or position.step == self.last_step:
                 return
+
+    def train_epoch(self) -> None:
+        """Train on the rest of the epoch under way."""
+        alone(self.epoch())
+
+    def _until_due(self) -> int:
+        """The number of steps until something may be due, 1 at least."""
+        position = self.position
+        steps = [len(self.bounds) - position.batch, self.next_talk - position.step]
+        steps += [] if self.last_step is None else [self.last_step - position.step]
+        for every in (self.evaluate_every, self.trainer.save_every):
+            steps += [every.number - position.step % every.number] if every.unit == "steps" else []
+        return max(1, min(steps))
+
+    def _evaluates(self, ended: bool) -> bool:
+        """Whether an evaluation is due after the last step; the last epoch ends with one."""
+        return self._due(self.evaluate_every, ended) or (ended and self.position.epoch == self.settings.epochs)
 
     def after_step(self, ended: bool) -> None:
         """Everything that happens once in a while."""
         position, improved = self.position, False
         self.tick(position.step, self._running_loss)
-        evaluated = self._due(self.evaluate_every, ended) or (ended and position.epoch == self.settings.epochs)
+        evaluated = self._evaluates(ended)
         if evaluated or ended:
             improved = self.record(evaluated)
         stop, due = self._agreed(ended)
@@ -140,7 +220,9 @@ class Training:
         late = self.trainer.save_every.unit == "s" and now >= self.next_save
         pace = (now - self.talked[1]) / max(1, step - self.talked[0])
         stop, due, pace = self.trainer.agree([float(self.stop()), float(late), pace])
-        self.next_talk, self.talked = step + max(1, min(1000, int(0.05 / max(pace, 1e-9)))), (step, now)
+        steps = max(1, min(1024, int(0.05 / max(pace, 1e-9))))
+        steps = 2 ** (steps.bit_length() - 1)
+        self.next_talk, self.talked = (step // steps + 1) * steps, (step, now)  # at the same steps in runs side by side
         return bool(stop), bool(due)
 
     def _running_loss(self) -> float:
@@ -171,7 +253,8 @@ class Training:
     def evaluate(self, rows: Rows) -> dict[str, float]:
         """Losses and metrics of rows that are not trained on."""
         point("evaluate")
-        losses, predictions = assess(self.task, self.players, rows, self.trainer)
+        look, self.look = self.look or Look(rows), None
+        losses, predictions = look.found or assess(self.task, self.players, rows, self.trainer)
         truth = {key: values.cpu() for key, values in rows.items()}
         metrics = self.trainer.tell(lambda: named("", losses) | self.task.metrics(predictions, truth))
         point("evaluated")
@@ -249,3 +332,13 @@ class Training:
             return True
         point("best")
         return self.checkpoints.load_weights(best, self.task, self.trainer)
+
+
+def alone(course: Generator[object, None, Made] | Iterator[object]) -> Made:
+    """Walk a course to its end, which does all by itself, and return what it returns."""
+    while True:
+        try:
+            next(course)
+        except StopIteration as end:
+            made: Made = end.value
+            return made

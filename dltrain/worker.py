@@ -3,8 +3,8 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,7 +32,7 @@ from dltrain.sampler import Sampler
 from dltrain.settings import Settings, Transfer
 from dltrain.step import Step
 from dltrain.tasks.task import Task
-from dltrain.train import Training
+from dltrain.train import Training, alone
 
 NEVER = 2**62  # evaluations without a better one
 
@@ -61,77 +61,127 @@ class Signals:
 
 def work(run: Run, name: str, config: Config, terminal: Terminal, last_step: int | None = None) -> Config:
     """Train a run as one rank and return its result; its folder gets `name` once everything was built."""
+    settings, builder = parts(config)
+    with Signals() as signals, builder.part("trainer")() as trainer:
+        data = read(run, builder, trainer)
+        made = build(run, config, terminal, settings, builder, trainer, data, last_step)
+        made.begin(name, signals)
+        return alone(made.course())
+
+
+def parts(config: Config) -> tuple[Settings, Builder]:
+    """The settings of a run, and what builds its parts."""
     settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
     builder = Builder(config, tuple(settings.trust))
     builder.handed |= {"exact": settings.exact, "precision": settings.precision}
-    with Signals() as signals, builder.part("trainer")() as trainer:
-        point("data")
-        builder.handed["pipeline"] = builder.parts("pipeline")
-        load: Callable[[], Data] = builder.part("data")().load
-        data = trainer.share(load, stored.store, stored.mapped, run.folder / ".rows")
-        terminal.data(data.description)
-        for warning in data.warnings:
-            terminal.warn(warning)
-        point("build")
-        made = [JSONL(), *(make() for make in builder.parts("logger").values())] if trainer.rank == 0 else []
-        loggers = Loggers(made, terminal.warn)
-        builder.handed["train"] = data.train
-        trainer.seed(settings.seed)
-        task = _begun(run, builder, data, terminal)
-        sampler = Sampler(task, data.preparation, trainer, settings.sample_every)
-        checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
-        training = assemble(settings, builder, trainer, data, task, checkpoints)
-        training.last_step = last_step
-        for text in _unused(builder, run.words()):
-            terminal.warn(text)
-        point("restore")
-        restored = training.restore()
-        if training.position.epoch > settings.epochs:
-            raise ConfigError(f"epochs must be at least the {training.position.epoch} done, got {settings.epochs}")
-        same = restored and restored.get("processes", 1) == trainer.world_size
-        recorded = restored["threads"] if restored and same else None
-        threads = trainer.set_threads(_multiply_adds(training) // trainer.world_size, recorded)
-        if recorded not in (None, threads):
-            terminal.warn(f"trainer.threads was {recorded} so far and is {threads} now: the last bits may differ")
-        _publish(run, name, data, training, loggers)
-        result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
-        result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
-        result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
-        loggers.start(run.folder, config, training.position.step)
-        _listen(training, terminal, loggers, signals, lambda: _sample(sampler, training, run.folder, terminal))
-        return _finish(run, config, training, data, loggers, terminal, result)
+    return settings, builder
 
 
-def _finish(
-    run: Run, config: Config, training: Training, data: Data, loggers: Loggers, terminal: Terminal, result: Config
-) -> Config:
-    """Train to the end, and say in result.json how it came, whatever the end is."""
-    leads = training.trainer.rank == 0
-    try:
-        point("train")
-        training.train()
-        terminal.close()
-        result |= conclude(run, config, training, data)
-    except BaseException as error:
-        terminal.close()
+def read(run: Run, builder: Builder, trainer: Single) -> Data:
+    """The rows of a run, prepared."""
+    point("data")
+    builder.handed["pipeline"] = builder.parts("pipeline")
+    load: Callable[[], Data] = builder.part("data")().load
+    return trainer.share(load, stored.store, stored.mapped, run.folder / ".rows")
+
+
+@dataclass
+class Work:
+    """A run between its folder and its result: everything has been built."""
+
+    run: Run
+    config: Config
+    terminal: Terminal
+    data: Data
+    training: Training
+    loggers: Loggers
+    sampler: Sampler
+    result: Config  # what is known of it before training
+
+    def begin(self, name: str, signals: Signals) -> None:
+        """Give the folder its name, and tell training whom to tell."""
+        run, training, terminal = self.run, self.training, self.terminal
+        _publish(run, name, self.data, training, self.loggers)
+        self.loggers.start(run.folder, self.config, training.position.step)
+        _listen(
+            training, terminal, self.loggers, signals, lambda: _sample(self.sampler, training, run.folder, terminal)
+        )
+
+    def course(self) -> Generator[object, None, Config]:
+        """Train to the end, and say in result.json how it came, whatever the end is; returns what that says."""
+        training, result, leads = self.training, self.result, self.training.trainer.rank == 0
+        try:
+            point("train")
+            yield from training.course()
+            self.terminal.close()
+            result |= conclude(self.run, self.config, training, self.data)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        if leads:
+            self.run.write("result.json", result)
+        self.loggers.finish(result)
+        point("finished")
+        return result
+
+    def _failed(self, error: BaseException) -> None:
+        """Say in result.json what ended training."""
+        self.terminal.close()
+        training = self.training
         if isinstance(error, NonFinite) and (why := training.step.health.suspicion):
             training.warn(why)
-        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        result |= {"status": status, "epochs": training.position.epoch, "reason": str(error) or type(error).__name__}
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | GeneratorExit) else "failed"
+        ended = {"status": status, "epochs": training.position.epoch, "reason": str(error) or type(error).__name__}
+        self.result |= ended
         with contextlib.suppress(OSError, UserError):  # what ended the run is more important
-            if leads:
-                run.write("result.json", result)
-            loggers.finish(result)
+            if training.trainer.rank == 0:
+                self.run.write("result.json", self.result)
+            self.loggers.finish(self.result)
             if isinstance(error, Exception):  # who interrupts twice does not wait
                 training.checkpoints.wait()
         if isinstance(error, Stopped):
             training.trainer.barrier()  # no rank goes before rank 0 has saved
-        raise
-    if leads:
-        run.write("result.json", result)
-    loggers.finish(result)
-    point("finished")
-    return result
+
+
+def build(
+    run: Run,
+    config: Config,
+    terminal: Terminal,
+    settings: Settings,
+    builder: Builder,
+    trainer: Single,
+    data: Data,
+    last_step: int | None = None,
+) -> Work:
+    """Build all that a run needs, and take up its checkpoint, if there is one."""
+    terminal.data(data.description)
+    for warning in data.warnings:
+        terminal.warn(warning)
+    point("build")
+    made = [JSONL(), *(make() for make in builder.parts("logger").values())] if trainer.rank == 0 else []
+    loggers = Loggers(made, terminal.warn)
+    builder.handed["train"] = data.train
+    trainer.seed(settings.seed)
+    task = _begun(run, builder, data, terminal)
+    sampler = Sampler(task, data.preparation, trainer, settings.sample_every)
+    checkpoints = Checkpoints(run.folder / "checkpoints", terminal.warn, writes=trainer.rank == 0)
+    training = assemble(settings, builder, trainer, data, task, checkpoints)
+    training.last_step = last_step
+    for text in _unused(builder, run.words()):
+        terminal.warn(text)
+    point("restore")
+    restored = training.restore()
+    if training.position.epoch > settings.epochs:
+        raise ConfigError(f"epochs must be at least the {training.position.epoch} done, got {settings.epochs}")
+    same = restored and restored.get("processes", 1) == trainer.world_size
+    recorded = restored["threads"] if restored and same else None
+    threads = trainer.set_threads(_multiply_adds(training) // trainer.world_size, recorded)
+    if recorded not in (None, threads):
+        terminal.warn(f"trainer.threads was {recorded} so far and is {threads} now: the last bits may differ")
+    result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
+    result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
+    result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
+    return Work(run, config, terminal, data, training, loggers, sampler, result)
 
 
 def _begun(run: Run, builder: Builder, data: Data, terminal: Terminal) -> Task:
