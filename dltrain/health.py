@@ -77,10 +77,20 @@ class Health:
         self.text = ""  # what the last look found, in words: `healthy: ...`, or what is wrong with it
         self.looks = 0  # in a row that found the same
 
+    @staticmethod
+    def due(step: int) -> bool:
+        """Whether a step is looked at."""
+        return step % EVERY == 0 or step in EARLY
+
+    def take(self, step: int, layers: Mapping[str, Layer], units: Mapping[str, Units]) -> None:
+        """Judge a step by what somebody else saw of it."""
+        self.layers, self.units = dict(layers), dict(units)
+        self._conclude(step)
+
     @contextmanager
     def look(self, step: int) -> Iterator[None]:
         """Within, a step is taken, and looked at if it is time; every rank must do so."""
-        if step % EVERY and step not in EARLY:
+        if not self.due(step):
             yield
             return
         self.layers, self.units, self.looking = {}, {}, True
@@ -95,12 +105,8 @@ class Health:
 
     def _hooks(self) -> Iterator[Any]:
         for player in self.players.values():
-            for parent_name, parent in player.network.named_modules():
-                maps = any(isinstance(m, nn.modules.conv._ConvNd) for m in parent.children())
-                for name, module in parent.named_children():
-                    if isinstance(module, self.activation):
-                        where = ".".join(filter(None, (parent_name, name)))
-                        yield module.register_forward_hook(self._seen(player.name, where, 1 if maps else -1))
+            for where, module, axis in activations(player.network, self.activation):
+                yield module.register_forward_hook(self._seen(player.name, where, axis))
 
     def _seen(self, player: str, name: str, axis: int) -> Any:
         """Count rows, and those at which each unit is flat; a unit is a place along the axis."""
@@ -108,8 +114,8 @@ class Health:
         def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not module.training:
                 return
-            slopes, steepest, bounded = _slopes(module, inputs[0])
-            flat = (slopes < FLAT * steepest).movedim(axis, 0).flatten(1)
+            where_flat, bounded = flats(module, inputs[0])
+            flat = where_flat.movedim(axis, 0).flatten(1)
             kind = torch.float32 if flat.device.type == "mps" else torch.float64
             found = torch.cat([torch.full_like(flat[:1, 0], flat.shape[1], dtype=kind), flat.sum(1).to(kind)])
             units = self.units.setdefault(f"{player}.{name}", Units(player, name, bounded, torch.zeros_like(found)))
@@ -202,6 +208,21 @@ class Health:
         if not (isinstance(text, str) and whole(looks, 0) and all(map(real, dict(numbers).values()))):
             raise ValueError("health that no network can have")
         self.numbers, self.text, self.looks = dict(numbers), text, looks
+
+
+def activations(network: nn.Module, activation: type[nn.Module]) -> Iterator[tuple[str, nn.Module, int]]:
+    """Where a network has activations, and the dimension of their output that counts units."""
+    for parent_name, parent in network.named_modules():
+        maps = any(isinstance(m, nn.modules.conv._ConvNd) for m in parent.children())
+        for name, module in parent.named_children():
+            if isinstance(module, activation):
+                yield ".".join(filter(None, (parent_name, name))), module, 1 if maps else -1
+
+
+def flats(module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """At which of its inputs an activation is flat, and whether its values are bounded."""
+    slopes, steepest, bounded = _slopes(module, x)
+    return slopes < FLAT * steepest, bounded
 
 
 def ailment(layers: Sequence[Layer], units: Sequence[Units]) -> str:

@@ -191,8 +191,8 @@ ORDER: list[type[Regularizer]] = [L1, L2, ElasticNet, MaxNorm, Activity, Noise, 
 
 
 def matrices(network: nn.Module) -> list[Tensor]:
-    """Parameters that are matrices or kernels: neither biases nor norms."""
-    return [parameter for parameter in network.parameters() if parameter.ndim > 1 and parameter.requires_grad]
+    """Parameters that are matrices or kernels, and learn: neither biases nor norms."""
+    return [p for p in network.parameters() if p.ndim > 1 and (p.requires_grad or not isinstance(p, nn.Parameter))]
 
 
 def summed(terms: list[Tensor]) -> Tensor | None:

@@ -96,7 +96,14 @@ class Work:
     training: Training
     loggers: Loggers
     sampler: Sampler
+    builder: Builder
     result: Config  # what is known of it before training
+
+    def twin(self) -> Training:
+        """A training of the same parts with other weights, that has not begun and leaves nothing on disk."""
+        task = bundle.make_task(self.builder, self.data.preparation)
+        nowhere = Checkpoints(self.run.folder, self.terminal.warn, writes=False)
+        return assemble(self.training.settings, self.builder, self.training.trainer, self.data, task, nowhere)
 
     def begin(self, name: str, signals: Signals) -> None:
         """Give the folder its name, and tell training whom to tell."""
@@ -181,7 +188,7 @@ def build(
     result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
     result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
     result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
-    return Work(run, config, terminal, data, training, loggers, sampler, result)
+    return Work(run, config, terminal, data, training, loggers, sampler, builder, result)
 
 
 def _begun(run: Run, builder: Builder, data: Data, terminal: Terminal) -> Task:

@@ -47,8 +47,14 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
         *("build", "bundle", "checkpoint", "data", "distributed", "evaluate", "loggers", "player", "regularizers"),
         *("report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),
     },
+    "together": {
+        *("build", "bundle", "data", "distributed", "evaluate", "health", "opening", "order", "player"),
+        *("regularizers", "report", "run", "settings", "tasks", "train", "worker"),
+    },
     "launch": {"distributed", "report", "run", "worker"},
-    "commands": {"build", "bundle", "choices", "compose", "launch", "opening", "report", "run", "settings"},
+    "commands": {
+        *("build", "bundle", "choices", "compose", "launch", "opening", "report", "run", "settings", "together"),
+    },
     "app": {"checks", "commands", "compose"},
     "completion": {"app", "choices", "commands", "compose"},
     "cli": {"app", "commands", "completion", "launch", "report"},

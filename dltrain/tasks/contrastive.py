@@ -64,7 +64,8 @@ class Contrastive(Task):
     def _unlike(self, seen: Tensor) -> Tensor:
         """The normalised temperature-scaled cross entropy of (2 * batch, width), a mean over both looks, summed."""
         seen, n = F.normalize(seen, dim=1), len(seen) // 2
-        alike = (seen @ seen.T / self.temperature).fill_diagonal_(-torch.inf)
+        own = torch.eye(2 * n, dtype=torch.bool, device=seen.device)
+        alike = (seen @ seen.T / self.temperature).masked_fill(own, -torch.inf)
         other = torch.arange(2 * n, device=seen.device).roll(n)
         return F.cross_entropy(alike, other, reduction="sum") / 2
 

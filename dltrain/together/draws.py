@@ -1,0 +1,112 @@
+"""A task's forward pass of all members at once, in which each draws by its own generator and counts by its own numbers.
+
+The functions of torch that draw are met on their way, within `torch.func.vmap`: each member's draw is what it would be
+alone, from a generator that was seeded as its own is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dltrain.together.numbers import Function, Numbers, Varied
+
+
+class Given(torch.autograd.Function):
+    """A tensor (members, ...) that comes from outside, one row a member, within vmap."""
+
+    @staticmethod
+    def forward(members: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        return make()[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        return None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple, members: Tensor, make: Callable[[], Tensor]) -> tuple[Tensor, int]:
+        return make(), 0
+
+
+class Draws(Numbers):
+    """Within, what is drawn by a function that vmap maps is each member's own, by generators one a member."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        self.generators = generators
+        self.members = torch.empty(0)  # (members,), of which vmap hands on one a member
+
+    def tensor(self, numbers: Varied, like: Tensor) -> Tensor:
+        each = torch.from_numpy(numbers.each).to(like.device, like.dtype)
+        made: Tensor = Given.apply(self.members, lambda: each)
+        return made
+
+    def __torch_function__(self, func: Function, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in DRAWN and given.get("generator") is None:
+            return DRAWN[func](self, *args, **given)
+        return super().__torch_function__(func, types, args, given)
+
+    def each(self, shape: Sequence[int], like: Tensor, fill: Callable[[Tensor, torch.Generator], Any]) -> Tensor:
+        """One tensor of a shape for each member, which is filled by its generator."""
+
+        def filled() -> Tensor:
+            made = torch.empty(len(self.generators), *shape, dtype=like.dtype, device=like.device)
+            for row, generator in zip(made.unbind(), self.generators, strict=True):
+                fill(row, generator)
+            return made
+
+        found: Tensor = Given.apply(self.members, filled)
+        return found
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return self.each(x.shape, x, lambda row, generator: row.normal_(generator=generator))
+
+    def rand(self, *size: Any, device: Any = None) -> Tensor:
+        like = torch.empty(0, device=device)
+        return self.each(_shape(size), like, lambda row, generator: row.uniform_(generator=generator))
+
+    def randint(self, high: int, size: Sequence[int], device: Any = None) -> Tensor:
+        like = torch.empty(0, dtype=torch.long, device=device)
+        return self.each(size, like, lambda row, generator: row.random_(0, high, generator=generator))
+
+    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """As torch's on a CPU: whether a number stays is drawn, then all are divided by the share that stays."""
+        if not training or not p:
+            return x
+        stays = 1.0 - p
+        each = stays.each.tolist() if isinstance(stays, Varied) else [stays] * len(self.generators)
+        shares = iter(each)
+        mask = self.each(x.shape, x, lambda row, generator: row.bernoulli_(next(shares), generator=generator))
+        return x * (mask / (self.tensor(stays, x) if isinstance(stays, Varied) else stays))
+
+    def cross_entropy(self, output: Tensor, target: Tensor, weight: Tensor | None = None, **given: Any) -> Tensor:
+        """Smoothing by a share of each member: torch takes one share alone."""
+        share = given.pop("label_smoothing", 0.0)
+        if not isinstance(share, Varied):
+            return F.cross_entropy(output, target, weight, label_smoothing=share, **given)
+        certain = F.cross_entropy(output, target, weight, **given)
+        unlikely = -output.log_softmax(1)
+        spread = (unlikely if weight is None else unlikely * weight).sum(1) / output.shape[1]
+        spread = spread.sum() if given.get("reduction") == "sum" else spread
+        share = self.tensor(share, output)
+        return (1 - share) * certain + share * spread
+
+
+def _shape(size: tuple) -> Sequence[int]:
+    return size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size
+
+
+DRAWN: Mapping[Any, Function] = {
+    torch.randn_like: Draws.randn_like,
+    torch.rand: Draws.rand,
+    torch.randint: Draws.randint,
+    F.dropout: Draws.dropout,
+    F.cross_entropy: Draws.cross_entropy,
+}

@@ -1,0 +1,169 @@
+"""Walk the courses of several runs side by side: what all of them ask for is done for all at once."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+
+from dltrain.bundle import make_task
+from dltrain.evaluate import chunk_size
+from dltrain.faults import point
+from dltrain.together.numbers import Disagree
+from dltrain.together.stack import Stack, Template
+from dltrain.train import Look, Rows, Stretch, Training
+from dltrain.worker import Work
+
+LARGEST = 2**15  # parameters of a network from which on one by one is as fast (measured on MLPs)
+NUMBERS = 2**20  # parameters of all members of a stack: with more, they leave a core's cache between two steps
+GAIN = 0.95  # of the time that a step takes alone, that it may take together
+TRIALS = 5  # steps that are timed
+UNKNOWN = (Disagree, RuntimeError, NotImplementedError, ValueError, UserWarning)  # what torch.func makes of the rest
+STEP = 2  # number of those, at which nobody looks at a network's health
+
+
+class Member:
+    """One of several runs: its course, and what it asks for."""
+
+    def __init__(self, work: Work, ended: Callable[[BaseException | None], None]) -> None:
+        self.work, self.training, self.ended = work, work.training, ended
+        self.course: Generator[Any, None, Any] = work.course()
+        self.wish: Stretch | Look | None = None  # None: it has ended
+
+    def advance(self) -> bool:
+        """Go on to its next wish; False if it has ended, however it came."""
+        self.wish, reason = None, None
+        try:
+            self.wish = next(self.course)
+        except StopIteration:
+            pass
+        except Exception as error:
+            reason = error
+        if self.wish is None:
+            self.ended(reason)
+        return self.wish is not None
+
+    def fail(self, error: BaseException) -> None:
+        """End by what happened elsewhere."""
+        if self.wish is not None:
+            self.wish = None
+            with contextlib.suppress(type(error), StopIteration):
+                self.course.throw(error)
+            self.ended(error)
+
+    def finish(self) -> None:
+        """Go on alone to the end."""
+        while self.advance():
+            pass
+
+
+def walk(members: Sequence[Member], forced: bool) -> None:
+    """Train members whose networks have the same shapes, as far as possible side by side; whatever cannot be, alone."""
+    try:
+        stacks: dict[str, list[Member]] = {}
+        for member in members:
+            if member.advance():
+                stacks.setdefault(shape(member.training), []).append(member)
+        for alike in stacks.values():
+            size = sum(p.numel() for p in alike[0].training.task.parameters())
+            n = max(2, NUMBERS // max(1, size)) if forced or size <= LARGEST else 1
+            for start in range(0, len(alike), n):
+                side_by_side(alike[start : start + n], forced)
+    except BaseException as error:
+        for member in members:
+            member.fail(error)
+        if not isinstance(error, Exception):
+            raise
+
+
+def shape(training: Training) -> str:
+    """What is equal of runs that can be stacked: shapes, where they stand, and how many rows there are."""
+    position = training.position
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in training.task.state_dict().items()]
+    fields = [(key, tuple(values.shape)) for key, values in training.train_rows.items()]
+    return str((position.step, position.epoch, position.batch, shapes, fields, training.settings.epochs))
+
+
+def side_by_side(members: Sequence[Member], forced: bool) -> None:
+    """Train runs of one shape."""
+    template = stackable(members, forced) if len(members) > 1 else None
+    for member in members if template is None else lockstep(list(members), template):
+        member.finish()
+
+
+def stackable(members: Sequence[Member], forced: bool) -> Template | None:
+    """The task of all, if they can be stacked and are faster so."""
+    trainings = [member.training for member in members]
+    twin = members[0].work.twin()
+    with warnings.catch_warnings(), contextlib.suppress(*UNKNOWN):
+        warnings.simplefilter("error")  # torch.func says so where it goes member by member
+        template = Template(make_task(members[0].work.builder, members[0].work.data.preparation), trainings)
+        trial = Stack(template, trainings, trial=True)
+        trial.numbers()
+        together = took(lambda batch, n: trial.step(batch, n, STEP), trial.some())
+        apart = took(lambda batch, n: twin.step(batch, n, STEP), some(twin))
+        return template if forced or together < GAIN * apart * len(members) else None
+    return None
+
+
+def some(training: Training) -> tuple[Rows, int]:
+    """The first batch of a training's rows, in their order."""
+    n = training.bounds[0][1]
+    rows = {key: values[:n] for key, values in training.train_rows.items()}
+    rows |= {"seed": torch.arange(n)} if training.step.row_parts else {}
+    return rows, n
+
+
+def took(step: Callable[[Rows, int], Any], batch: tuple[Rows, int]) -> float:
+    """The least seconds of a step."""
+    times = []
+    for _ in range(TRIALS):
+        before = time.perf_counter()
+        step(*batch)
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+def lockstep(members: list[Member], template: Template) -> list[Member]:
+    """Walk courses side by side until at most one is left; those who must go on alone are given back."""
+    apart: list[Member] = []
+    while len(members) > 1:
+        stack = Stack(template, [member.training for member in members])
+        there = list(members)
+        while len(members) == len(there):
+            stretches = [member.wish for member in members if isinstance(member.wish, Stretch)]
+            lost = stack.walk(stretches, min(stretch.left for stretch in stretches))
+            apart += [members[k] for k in lost]
+            members = [member for k, member in enumerate(members) if k not in lost]
+            members = go_on(members, stack)
+        for k in lost:
+            Stack.own(there[k].training)
+    return members + apart
+
+
+def go_on(members: list[Member], stack: Stack) -> list[Member]:
+    """Let those who have what they wished for go on to their next stretch; returns who has not ended."""
+    while any(done(member) for member in members):
+        looks = [member for member in members if isinstance(member.wish, Look)]
+        if len(looks) == stack.n:
+            look(looks, stack)
+        members = [member for member in members if not done(member) or member.advance()]
+    return members
+
+
+def done(member: Member) -> bool:
+    return not isinstance(member.wish, Stretch) or not member.wish.left
+
+
+def look(members: Sequence[Member], stack: Stack) -> None:
+    """Assess the same rows by all members."""
+    wishes = [member.wish for member in members if isinstance(member.wish, Look)]
+    rows = wishes[0].rows
+    if all(wish.rows["features"] is rows["features"] for wish in wishes):
+        task, trainer = stack.template.task, stack.first.trainer
+        n_rows, size = len(rows["features"]), chunk_size(rows["features"], task.widens)
+        point("evaluate-together")
+        for wish, found in zip(wishes, stack.assess(rows, [*trainer.chunks(n_rows, size)]), strict=True):
+            wish.found = found
