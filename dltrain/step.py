@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dltrain.distributed import Single
 from dltrain.faults import point
+from dltrain.fingerprint.taken import Fingerprint
 from dltrain.health import Health
 from dltrain.order import noise_seed, shard_bounds
 from dltrain.player import Finite, Player
@@ -41,6 +42,7 @@ class Step:
         self.least = 2 if any(module.training for module in norms) else 1  # a frozen one reads no other rows
         self.finite = Finite(trainer.device, scaled=trainer.dtype is torch.float16)
         self.health = Health(players, trainer, activation)
+        self.fingerprint = Fingerprint(trainer, players)
         self.losses: dict[str, list[Tensor | float]] = {}  # player: [sum, count] since they were last taken
         self.activations: list[Tensor] = []
         if self.readers:
@@ -55,6 +57,7 @@ class Step:
     def __call__(self, batch: Rows, n_rows: int, step: int) -> None:
         """Train on a global batch; `step` is its number in the run."""
         shards = [(shard, rows, self._moves(piece)) for shard, rows, piece in self._pieces(batch, n_rows)]
+        self.fingerprint.begin(step)
         move = 0
         with self.health.look(step):
             while self._move(shards, step, move):
@@ -107,6 +110,7 @@ class Step:
         self._count(name, whole, over)
         with self.health.watch(player):
             player.step(whole, over, self.finite)
+        self.fingerprint.moved(player, whole)
         return True
 
     def _count(self, name: str, total: Tensor, count: Tensor | float) -> None:

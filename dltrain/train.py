@@ -156,6 +156,7 @@ class Training:
     def epoch(self) -> Iterator[Stretch | Look]:
         """Walk through the rest of the epoch under way."""
         position, epoch, first = self.position, Epoch(self), self.position.batch
+        self.step.fingerprint.epoch(epoch.order, epoch.sizes, self.bounds[first][0])
         self.task.train()
         while True:
             start = position.batch - first
@@ -245,6 +246,7 @@ class Training:
         record["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
         position.recorded_rows, position.recorded_seconds = position.rows, position.seconds
         self.step.losses.clear()
+        self.step.fingerprint.write()
         self.report(record, improved)
         if ailment := self.step.health.ailment:
             self.warn(ailment)
@@ -282,6 +284,7 @@ class Training:
         state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
         state |= {"processes": self.trainer.world_size, "scaler": self.step.finite.state()}
         state["health"] = self.step.health.state()
+        self.step.fingerprint.write(sync=True)
         self.checkpoints.save(position.step, tensors, state, position.best_step)
         self.next_save = time.monotonic() + self.trainer.save_every.number
 

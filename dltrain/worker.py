@@ -110,6 +110,7 @@ class Work:
         run, training, terminal = self.run, self.training, self.terminal
         _publish(run, name, self.data, training, self.loggers)
         self.loggers.start(run.folder, self.config, training.position.step)
+        training.step.fingerprint.start(run.folder, training.position.step, self.data.train["row"])
         _listen(
             training, terminal, self.loggers, signals, lambda: _sample(self.sampler, training, run.folder, terminal)
         )

@@ -31,7 +31,8 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "distributed": {"settings", "sums"},
     "player": {"distributed", "regularizers"},
     "health": {"distributed", "player"},
-    "step": {"distributed", "health", "order", "player", "regularizers", "sums", "tasks"},
+    "fingerprint": {"distributed", "order", "player"},
+    "step": {"distributed", "fingerprint", "health", "order", "player", "regularizers", "sums", "tasks"},
     "evaluate": {"distributed", "player", "tasks"},
     "checkpoint": {"distributed", "player"},
     "train": {
@@ -53,7 +54,8 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     },
     "launch": {"distributed", "report", "run", "worker"},
     "commands": {
-        *("build", "bundle", "choices", "compose", "launch", "opening", "report", "run", "settings", "together"),
+        *("build", "bundle", "choices", "compose", "fingerprint", "launch", "opening", "report", "run", "settings"),
+        "together",
     },
     "app": {"checks", "commands", "compose"},
     "completion": {"app", "choices", "commands", "compose"},

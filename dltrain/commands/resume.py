@@ -7,6 +7,7 @@ from dltrain.commands import parse_known
 from dltrain.commands.train import go
 from dltrain.compose import compose, recheck
 from dltrain.errors import ConfigError, DataError
+from dltrain.fingerprint import file as fingerprint
 from dltrain.launch import led, processes
 from dltrain.opening import digest, identity, opened
 from dltrain.run import WHERE, Config, Run, differences, find, locked
@@ -78,7 +79,7 @@ def _extend(found: Run, new: Config, overrides: list[str], n: int) -> None:
 
 def _copy(found: Run, run: Run) -> None:
     """What a run has come to, for another to go on from there."""
-    for source in ("checkpoints", "metrics.jsonl"):
+    for source in ("checkpoints", "metrics.jsonl", fingerprint.NAME):
         path = found.folder / source
         if path.is_dir():
             shutil.copytree(path, run.folder / source)
