@@ -1,11 +1,14 @@
 """Versions, hardware, commit and command of a run."""
 
+import contextlib
+import hashlib
 import os
 import platform
 import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -33,11 +36,27 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "versions": versions,
+        "source": _source(),
         "git": _git(),
     }
+
+
+def _processor() -> str:
+    """What computes: other processors have other instructions, which round otherwise."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _source() -> str:
+    """SHA-256 of dltrain's own code, of which a version number says too little."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _git() -> dict[str, Any] | None:

@@ -65,6 +65,14 @@ def digest(what: Config) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def contents(what: Config) -> dict[str, str]:
+    """The SHA-256 of every file of an identity, by the setting that names it, and of the source of trusted modules."""
+    found = {f"data.{key}": value for key, value in what["data"].items() if key == "path" or key.endswith("_path")}
+    found |= {f"model.{key}": what["model"].get(key) for key in ("from_run", "weights")}
+    found |= {f"trust {module}": value for module, value in what["trust"].items()}
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
 def origins(config: Config) -> dict[str, Path]:
     """The file of weights that the network begins with, by the setting that names it; raises ConfigError without it."""
     transfer = Transfer.of(config["model"])
@@ -184,7 +192,7 @@ def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
     head = {"format": FORMAT, "hash": digest(what)}
     write_yaml(run.folder / "config.yaml", head | {key: value for key, value in config.items() if key not in head})
     write_yaml(run.folder / "overrides.yaml", words)
-    run.write("environment.json", environment())
+    run.write("environment.json", environment() | {"content": contents(what)})
     for setting, path in origins(config).items():
         run.source.mkdir()
         if setting == "weights":

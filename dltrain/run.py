@@ -114,12 +114,16 @@ class Run:
 
     def result(self) -> Config:
         """What result.json says; {} if there is none that can be read."""
+        result = self.read("result.json")
+        return result if all(KINDS[key](value) for key, value in result.items() if key in KINDS) else {}
+
+    def read(self, name: str) -> Config:
+        """What a JSON file says; {} if there is none that can be read."""
         try:
-            result = json.loads(_text(self.folder / "result.json"))
-            good = isinstance(result, dict) and all(KINDS[key](value) for key, value in result.items() if key in KINDS)
+            content = json.loads(_text(self.folder / name))
         except (OSError, ValueError, RecursionError):
             return {}
-        return result if good else {}
+        return content if isinstance(content, dict) else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file so that it is there whole or not at all."""
