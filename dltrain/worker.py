@@ -362,9 +362,12 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
     for player in training.players.values():
         player.decay = None  # the averaged weights are in place
     scores: dict[str, dict[str, float]] = {}
+    last = "test" if len(data.test["target"]) else "valid"
     for split in dict.fromkeys((task.concludes_on, "valid", "test")):
-        rows = getattr(data, split)
-        scores[split] = _scores(task, training, rows, split == task.concludes_on) if len(rows["target"]) else {}
+        rows, told = getattr(data, split), {"split": split} if split == last else None
+        scores[split] = (
+            _scores(task, training, rows, split == task.concludes_on, run, told) if len(rows["target"]) else {}
+        )
     weights = {key: trainer.whole(trainer.local(value), value) for key, value in task.state_dict().items()}
     return {
         "status": "finished",
@@ -380,13 +383,24 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
     }
 
 
-def _scores(task: Task, training: Training, rows: Rows, tunes: bool) -> dict[str, float]:
-    """Losses and metrics of a split, after the task has set what it sets by its rows."""
+def _scores(task: Task, training: Training, rows: Rows, tunes: bool, run: Run, told: Config | None) -> dict[str, float]:
+    """Losses and metrics of a split, after the task has set what it sets by its rows; a report draws what is told."""
     losses, predictions = assess(task, training.players, rows, training.trainer)
 
     def scored() -> dict[str, float]:
         if tunes:
             task.conclude(predictions, rows)
+        if told is not None:
+            _keep(run, told, lambda: task.curves(predictions, rows), training.warn)
         return named("", losses) | task.metrics(predictions, rows)
 
     return training.trainer.tell(scored)
+
+
+def _keep(run: Run, told: Config, curves: Callable[[], Config], warn: Callable[[str], None]) -> None:
+    """Write curves.json, if there are any; what goes wrong with what is only looked at ends no run."""
+    try:
+        if found := curves():
+            run.write("curves.json", told | found)
+    except Exception as error:
+        warn(f"curves.json: not written, the report is without curves ({type(error).__name__}: {error})")

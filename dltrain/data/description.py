@@ -33,7 +33,13 @@ def describe(
         "shape_in": list(preparation.shape_in),
         "pipeline": {name: type(step).__name__ for name, step in preparation.steps.items()},
         "target": preparation.target.to_json(),
-    }
+    } | _components(preparation.steps)
+
+
+def _components(steps: dict[str, Any]) -> dict[str, Any]:
+    """The share of the variance that each component of a PCA tells, if a step has such shares."""
+    shares = [step.explained_variance_ratio_ for step in steps.values() if hasattr(step, "explained_variance_ratio_")]
+    return {"components": np.nan_to_num(shares[0]).tolist()} if shares else {}
 
 
 def statistics(series: pd.Series, column: Column) -> dict[str, Any]:

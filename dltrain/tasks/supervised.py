@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dltrain.curves import curves
 from dltrain.errors import ConfigError
 from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, load, score
 from dltrain.tasks.task import Columns, Move, Task
@@ -77,6 +78,9 @@ class Supervised(Task):
 
     def metrics(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, float]:
         return score(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))
+
+    def curves(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        return curves(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))
 
     def monitor(self, name: str | None) -> tuple[str, str]:
         load()

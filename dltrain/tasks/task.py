@@ -44,6 +44,10 @@ class Task(nn.Module):
         """Metrics of predictions over whole rows, by name."""
         return {}
 
+    def curves(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What a report draws of predictions over whole rows, as JSON can hold it."""
+        return {}
+
     def monitor(self, name: str | None) -> tuple[str, str]:
         """The metric that picks the best epoch and its direction, min or max; ConfigError for an unknown name."""
         known, metric = {"loss": "min", **self.measures}, (name or "loss").removeprefix("valid/")
