@@ -154,6 +154,10 @@ def sweep(words: list[str]) -> int:
     folder = Path(config["output_root"]).expanduser() / "sweeps" / name
     trials = Trials(folder, number, compose.literal_words(words))
     code = hydra_main({"--multirun": ""}, [*words, f"hydra.sweep.dir={_quoted(str(folder))}"], trials.trial)
+    if config["report"]:
+        from dltrain.commands import report
+
+        report.write_sweep(folder)
     return trials.summary() or code
 
 

@@ -22,7 +22,14 @@ FORMAT = 1
 WEIGHTS = "weights.safetensors"
 GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
 WHERE = ("trainer", "logger")  # groups that say where a run happens
-ELSEWHERE = ("name", "output_root", "fresh", "trust", "sample_every")  # settings of where a run is, not of what it is
+ELSEWHERE = (
+    "name",
+    "output_root",
+    "fresh",
+    "trust",
+    "sample_every",
+    "report",
+)  # settings of where a run is, not of what it is
 Config = dict[str, Any]
 
 
@@ -74,6 +81,7 @@ class Run:
         """What config.yaml says; raises as `config` does."""
         config = read_yaml(self.folder / "config.yaml")
         if isinstance(config, dict):
+            config = {"report": "auto", **config}  # runs that are older than this setting have none
             check_format(config, self.folder / "config.yaml")
         if not isinstance(config, dict) or not complete(config):
             raise ConfigError(f"run must be a run folder, got {self.folder}, whose config.yaml is damaged")

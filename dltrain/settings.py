@@ -54,6 +54,7 @@ RULES: dict[str, Rule] = {
     "monitor": (lambda v: v is None or (isinstance(v, str) and v != ""), "the name of a metric, or null"),
     "evaluate_every": (_periodic, "a number of epochs such as 1, or of steps such as 500steps"),
     "sample_every": (lambda v: v is None or whole(v, 1), "a whole number of epochs of at least 1, or null"),
+    "report": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "ema": (lambda v: v is None or (real(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "name": (
         lambda v: v is None or (isinstance(v, str) and NAME.fullmatch(v) is not None),
@@ -82,6 +83,7 @@ class Settings:
     monitor: str | None = None
     evaluate_every: int | str = 1
     sample_every: int | None = 10  # epochs between samples of tasks that make some
+    report: bool | str = "auto"  # whether report.html is written at the end
     ema: float | None = None
     name: str | None = None
     output_root: str = "outputs"

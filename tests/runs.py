@@ -106,7 +106,7 @@ def of_network(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def launch(*words: str, name: str | None = None) -> Trained:
     """Train what some words say, under a name."""
     name = name or f"run{next(NUMBERS)}"
-    typed = [*words, f"name={name}"]
+    typed = [*words, f"name={name}", *(["report=false"] if "report=true" not in words else [])]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert train(compose(typed), typed) == 0

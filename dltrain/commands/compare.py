@@ -31,7 +31,7 @@ class Options:
     runs: list[str]  # folders, names or their beginnings, patterns such as digits-*, or sweeps
     metric: str | None = None  # such as test/accuracy; left out: what picked the best epochs, on validation rows
     direction: str | None = None  # min or max: which way a metric of your own gets better
-    out: str = "-"  # a .csv; - is the terminal
+    out: str = "-"  # a .csv, or a page as .html; - is the terminal
     output_root: str = "outputs"  # where runs are looked for
 
 
@@ -76,7 +76,10 @@ def run(words: list[str]) -> int:
         print("\n".join([heading(first), *others, *_said(variants, len(found) - len(finished))]))
         return 0
     with written(options.out) as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        if options.out.endswith(".html"):
+            file.write(_page(variants, metric, header, rows, [*_said(variants, len(found) - len(finished))]))
+        else:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(f"wrote {options.out} ({len(variants):,} variants of {len(finished):,} runs)")
     return 0
 
@@ -187,6 +190,18 @@ def _written(header: Sequence[str], row: Sequence[Any]) -> dict[str, str]:
     names = str(row[-1]).split()
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return found | {"seconds": clock(row[header.index("seconds")]), "runs": names[0] + more}
+
+
+def _page(
+    variants: Sequence[Variant], metric: str, header: Sequence[str], rows: Sequence[Sequence[Any]], said: Sequence[str]
+) -> str:
+    """The table as a page, with a picture of means and errors."""
+    from dltrain.report.comparison import page
+
+    told = [_written(header, row) for row in rows]
+    values = [[*variant.by_seed.values()] for variant in variants]
+    errors = [row[header.index(f"error of {metric}")] or 0.0 for row in rows]
+    return page(metric, told, [variant.mean for variant in variants], errors, values, said).html()
 
 
 def _fitted(rows: Sequence[Mapping[str, str]], room: int) -> list[str]:

@@ -3,29 +3,44 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from dltrain.commands import report
 from dltrain.launch import led, processes, start
 from dltrain.opening import opened
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 
 
-def train(config: Config, words: list[str], opening: Callable[[str], None] = lambda name: None) -> int:
-    """Train the run of a composed config; returns 0, and raises what ended it otherwise. `opening` is told its name."""
+def train(config: Config, words: list[str], opening: Callable[[str], None] | None = None) -> int:
+    """Train the run of a composed config; returns 0, and raises what ended it otherwise.
+
+    `opening` is told its name, for a sweep, which has a report of its own.
+    """
     n = processes(config)
     with led(config) as leads:
         if leads:
             with opened(config, words, n) as (run, name, resolved):
-                opening(name)
-                go(run, name, resolved)
+                if opening:
+                    opening(name)
+                go(run, name, resolved, alone=opening is None)
     return 0
 
 
-def go(run: Run, name: str, config: Config) -> None:
-    """Train an open run to its end, or show it if it has been."""
+def go(run: Run, name: str, config: Config, alone: bool = True) -> None:
+    """Train an open run to its end, or show it if it has been; then write its report, if it is `alone` or to have one.
+
+    Whatever the report costs, about a second, comes when everything else has been said.
+    """
     terminal, before = Terminal(), run.result()
     if before.get("status") == "finished":
         show(terminal, run, before)
-        return
+    else:
+        _train(run, name, config, terminal)
+    wanted = alone if config["report"] == "auto" else config["report"]
+    if wanted and not (before.get("status") == "finished" and (run.folder / report.NAME).exists()):
+        report.write(run.folder, report.run_page, terminal)
+
+
+def _train(run: Run, name: str, config: Config, terminal: Terminal) -> None:
     choices = config["choices"]
     terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
     run.record(config)

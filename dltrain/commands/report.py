@@ -1,0 +1,186 @@
+"""Write report.html: what a run, or a sweep, was and what came of it, as one page for a browser."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dltrain.commands import check_out, parse, written
+from dltrain.errors import ConfigError, must, nearest, whole
+from dltrain.report import runs, sweeps
+from dltrain.report.terminal import Terminal
+from dltrain.run import Run, find
+
+NAME = "report.html"
+LARGEST = 2**23  # bytes of a file of samples
+
+
+@dataclass
+class Options:
+    """What `dltrain report` takes."""
+
+    run: str | None = None  # a folder, the beginning of a run's name, last or best
+    runs: list[str] = field(default_factory=list)  # several, as compare takes them: a page for each, in its folder
+    sweep: str | None = None  # the name of a sweep
+    out: str | None = None  # left out: report.html in the folder of the run or sweep; - is standard output
+    output_root: str = "outputs"  # where runs are looked for
+
+
+def run(words: list[str]) -> int:
+    """Write the page, or the pages."""
+    options = parse(words, Options)
+    given = [name for name in ("run", "runs", "sweep") if getattr(options, name)]
+    must(len(given) == 1, "run", "given, or runs, or sweep, and one of them alone", given)
+    root = Path(options.output_root).expanduser()
+    if options.runs:
+        must(options.out is None, "out", "left out with runs, each of which has a page of its own", options.out)
+        return _each(options.runs, options.output_root)
+    sweep = options.sweep is not None
+    folder = _named(str(options.sweep), root) if sweep else find(str(options.run), options.output_root).folder
+    out = options.out or str(folder / NAME)
+    check_out(out)
+    text = sweep_page(folder) if sweep else run_page(folder)
+    with written(out) as file:
+        file.write(text)
+    if out != "-":
+        print(f"wrote {out}")
+    return 0
+
+
+def _each(words: list[str], root: str) -> int:
+    """Write a page into the folder of each run."""
+    from dltrain.commands.compare import named
+
+    found = {run.folder.resolve(): run for word in words for run in named(word, root)}
+    for run in found.values():
+        with written(str(run.folder / NAME)) as file:
+            file.write(run_page(run.folder))
+    print(f"wrote {NAME} of {len(found):,} run{'s' * (len(found) != 1)}")
+    return 0
+
+
+def _named(name: str, root: Path) -> Path:
+    """The folder of a sweep; raises ConfigError if there is none of that name."""
+    known = [path.parent.name for path in sorted((root / "sweeps").glob("*/trials.jsonl"))]
+    if name not in known:
+        raise ConfigError(f"sweep must be the name of a sweep in {root / 'sweeps'}, got {name}{nearest(name, known)}")
+    return root / "sweeps" / name
+
+
+def write(folder: Path, page: Callable[[Path], str], terminal: Terminal) -> None:
+    """Write the page (`run_page`, `sweep_page`) of what has just ended; what goes wrong with it is one warning."""
+    try:
+        text = page(folder)
+        with written(str(folder / NAME)) as file:
+            file.write(text)
+    except Exception as error:
+        terminal.warn(f"{NAME} was not written ({' '.join(f'{type(error).__name__}: {error}'.split())})")
+
+
+def write_sweep(folder: Path) -> None:
+    """Write the page of a sweep that has just ended, and that of its best trial; as `write`."""
+    terminal, scored = Terminal(), _sweep(folder).scored
+    if scored:
+        best = folder.parent.parent / scored[0].run
+        if not (best / NAME).exists():
+            write(best, run_page, terminal)
+        write(folder, sweep_page, terminal)
+
+
+def run_page(folder: Path) -> str:
+    """The page of a run, from its files alone; raises ConfigError if config.yaml cannot be read."""
+    run = Run(folder)
+    files = runs.Files(
+        run.name,
+        run.recorded(),
+        _commands(run),
+        _text(folder / "config.yaml"),
+        _json(folder / "environment.json"),
+        _json(folder / "data.json"),
+        run.result(),
+        [record for record in _lines(folder / "metrics.jsonl") if whole(record.get("step"), 0)],
+        _json(folder / "curves.json"),
+        {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("epoch-*")) if _readable(path)},
+    )
+    return runs.page(files).html()
+
+
+def sweep_page(folder: Path) -> str:
+    """The page of a sweep, from its folder and those of its runs."""
+    return sweeps.page(_sweep(folder)).html()
+
+
+def _sweep(folder: Path) -> sweeps.Sweep:
+    """What a sweep's files say."""
+    from dltrain.commands.compare import direction
+
+    lines = _lines(folder / "trials.jsonl")
+    settings = sweeps.varied([[str(word) for word in line.get("words") or ()] for line in lines])
+    trials = [_trial(*one, folder) for one in zip(range(1, len(lines) + 1), lines, settings, strict=True)]
+    finished = [Run(folder.parent.parent / trial.run) for trial in trials if trial.scores]
+    metric = f"valid/{finished[0].result().get('monitor')}" if finished else "metric"
+    largest = bool(finished) and direction(metric, finished) == "max"
+    home = folder.parent.parent
+    where = folder.name + ("" if home.name == "outputs" else f" output_root={shlex.quote(str(home))}")
+    commands = [f"dltrain compare runs={where}", f"dltrain report runs={where}", f"dltrain report sweep={where}"]
+    return sweeps.Sweep(folder.name, trials, metric, largest, commands)
+
+
+def _trial(number: int, line: dict[str, Any], settings: dict[str, str], folder: Path) -> sweeps.Trial:
+    """What a line of trials.jsonl and the folder of its run say."""
+    from dltrain.commands.compare import scores
+
+    name = Path(str(line.get("run") or "")).name  # never outside
+    run = Run(folder.parent.parent / name)
+    result = run.result() if name else {}
+    seconds = result.get("seconds")
+    return sweeps.Trial(
+        number=line["trial"] if whole(line.get("trial"), 1) else number,
+        settings=settings,
+        status=str(result.get("status") or ("failed" if line.get("exit") else "unfinished")),
+        message=str(line.get("message") or ""),
+        run=name,
+        href=f"../../{name}/{NAME}" if name and (run.folder / NAME).is_file() else "",
+        scores=scores(run) if result else {},
+        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+    )
+
+
+def _commands(run: Run) -> list[str]:
+    """What to type to use a run, and to make it again."""
+    from dltrain.commands.train import predict_command
+
+    where = shlex.quote(run.name if run.folder.parent.name == "outputs" else str(run.folder))
+    use = [predict_command(run), f"dltrain evaluate run={where}", f"dltrain reproduce run={where}"]
+    return [*use, f"dltrain {shlex.join(run.words())}".rstrip()]
+
+
+def _readable(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file says; {} of one that is not there, or is damaged."""
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, as far as they can be read."""
+    found = []
+    for line in _text(path).splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        found += [record] if isinstance(record, dict) else []
+    return found
