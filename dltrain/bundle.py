@@ -5,7 +5,7 @@ import inspect
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from dltrain.checkpoint import Damaged, save_tensors, sync, verify, write_manife
 from dltrain.errors import ConfigError, DataError, UserError
 from dltrain.evaluate import chunk_size
 from dltrain.settings import own_settings
+from dltrain.tasks.ensemble import Ensemble
 from dltrain.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,9 +32,12 @@ SMALL = 2**20  # numbers that any network may have
 
 
 class Model:
-    """A trained network: `predict(frame)` gives one row of the frame a row, `evaluate(frame)` its metrics."""
+    """A trained network: `predict(frame)` gives one row of the frame a row, `evaluate(frame)` its metrics.
 
-    def __init__(self, task: Task, preparation: Any, parts: Mapping[str, Any]) -> None:
+    `parts` is what it is built of, None of an ensemble of several.
+    """
+
+    def __init__(self, task: Task, preparation: Any, parts: Mapping[str, Any] | None) -> None:
         self.task, self.preparation, self.parts = task.eval(), preparation, parts
 
     @classmethod
@@ -52,15 +56,17 @@ class Model:
         """As `load`; raises Damaged if the bundle is damaged."""
         described = _described(folder)
         with _undamaged("model.json"):
-            preparation = locate(described["preparation"]["_target_"], "preparation", "data", trust)
-            prepared = preparation.load(folder, described["preparation"])
-            builder = Builder({part: described["parts"][part] for part in PARTS}, trust)
+            members = described.get("members") or [{"parts": described["parts"], "view": 0}]
+            prepared = _prepared(folder, described["preparation"], trust)
+            builders = [Builder({part: member["parts"][part] for part in PARTS}, trust) for member in members]
         # what a module of the user's own raises keeps its traceback
         with _no_larger(folder / "model.safetensors") if not trust else nullcontext():
-            task = make_task(builder, prepared)
+            views, of = getattr(prepared, "views", [prepared]), [member["view"] for member in members]
+            tasks = [make_task(builder, views[view]) for builder, view in zip(builders, of, strict=True)]
+            task = Ensemble(tasks, [view.shape_in for view in views], of) if "members" in described else tasks[0]
         with _undamaged("model.safetensors"):
             task.load_state_dict(load_file(folder / "model.safetensors"))
-        model = cls(task, prepared, described["parts"])
+        model = cls(task, prepared, described.get("parts"))
         if not trust:
             with _undamaged("model.json"):
                 model._prove()
@@ -151,12 +157,29 @@ class Model:
             first += len(frame)
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """What model.json says, every file having been verified; raises Damaged, and ConfigError for a newer format."""
+def _prepared(folder: Path, state: Mapping[str, Any], trust: tuple[str, ...]) -> Any:
+    """What a bundle keeps of how rows are prepared; raises Damaged for a folder that is not as it was written."""
+    kind = locate(state["_target_"], "preparation", "data", trust)
+    if "views" not in state:
+        return kind.load(folder, state)
+    views = []
+    for number, view in enumerate(state["views"]):
+        _verify(folder / str(number))
+        views.append(_prepared(folder / str(number), view, trust))
+    return kind(views)
+
+
+def _verify(folder: Path, *needed: str) -> None:
+    """Raise Damaged unless all files of a folder, and those it needs, are as its manifest says."""
     listed = {*verify(folder), "manifest.json"}
     there = {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".skops")}
-    if others := sorted(({"model.json", "model.safetensors"} | there) - listed):
+    if others := sorted(({*needed} | there) - listed):
         raise Damaged(f"{others[0]} is not in its manifest")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What model.json says, every file having been verified; raises Damaged, and ConfigError for a newer format."""
+    _verify(folder, "model.json", "model.safetensors")
     with _undamaged("model.json"):
         described: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         json.dumps(described, ensure_ascii=False).encode()  # half a character can be read and never written
@@ -248,14 +271,29 @@ def _named(builder: Builder, group: str) -> str:
 
 def save(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], preparation: Any) -> str:
     """Write the bundle so that it is there whole or not at all; returns the SHA-256 of its weights."""
+    parts = {key: config[key] for key in PARTS} | {"model": own_settings(config["model"])}
+    return _write(folder, {"parts": parts}, config["choices"], weights, preparation)
+
+
+def save_ensemble(
+    folder: Path, choices: Mapping[str, Any], task: Ensemble, models: Sequence[Model], preparation: Any
+) -> str:
+    """As `save`, of the trained networks that a task is made of; it needs their own bundles no more."""
+    members = [{"parts": model.parts, "view": view} for model, view in zip(models, task.of, strict=True)]
+    return _write(folder, {"members": members}, choices, task.state_dict(), preparation)
+
+
+def _write(
+    folder: Path, built: Mapping[str, Any], choices: Mapping[str, Any], weights: Mapping[str, Tensor], preparation: Any
+) -> str:
     part = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     prepared = preparation.save(part)
+    for view in [path for path in part.iterdir() if path.is_dir()]:
+        write_manifest(view)
     save_tensors({key: value.cpu().contiguous() for key, value in weights.items()}, part / "model.safetensors")
-    parts = {key: config[key] for key in PARTS} | {"model": own_settings(config["model"])}
-    described = {"format": FORMAT, "parts": parts, "preparation": prepared}
-    described["choices"] = config["choices"]
+    described = {"format": FORMAT, **built, "preparation": prepared, "choices": choices}
     (part / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
     files = write_manifest(part)
     shutil.rmtree(folder, ignore_errors=True)

@@ -341,9 +341,13 @@ def _remove(path: Path) -> None:
 
 
 def write_manifest(folder: Path, **more: Any) -> dict[str, Any]:
-    """Force all files of a folder to disk, and their manifest last; returns their sizes and hashes."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    for path in folder.iterdir():
+    """Force all files of a folder to disk, and their manifest last; returns their sizes and hashes.
+
+    Folders in it have manifests of their own.
+    """
+    there = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in there}
+    for path in there:
         sync(path)
     path = folder / "manifest.json"
     path.write_text(json.dumps({"format": FORMAT, **more, "files": files}, indent=2))

@@ -77,7 +77,7 @@ def origins(config: Config) -> dict[str, Path]:
     """The file of weights that the network begins with, by the setting that names it; raises ConfigError without it."""
     transfer = Transfer.of(config["model"])
     if transfer.from_run:
-        run = find(transfer.from_run, config["output_root"], "model.from_run")
+        run = find(transfer.from_run, config["output_root"], "model.from_run").alone("model.from_run")
         path = run.finished("model.from_run") / "model.safetensors"
         if not path.is_file():
             raise ConfigError(f"model.from_run must have an undamaged model, got {run.name}: {path.name} is missing")

@@ -20,6 +20,7 @@ from dltrain.settings import Settings
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
+MEMBERS = "members"  # folder, in an ensemble's, of the configs of the runs in it
 GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
 WHERE = ("trainer", "logger")  # groups that say where a run happens
 ELSEWHERE = (
@@ -79,13 +80,28 @@ class Run:
 
     def recorded(self) -> Config:
         """What config.yaml says; raises as `config` does."""
-        config = read_yaml(self.folder / "config.yaml")
+        return self._read("config.yaml")
+
+    def _read(self, name: str) -> Config:
+        path = self.folder / name
+        config = read_yaml(path)
         if isinstance(config, dict):
             config = {"report": "auto", **config}  # runs that are older than this setting have none
-            check_format(config, self.folder / "config.yaml")
+            check_format(config, path)
         if not isinstance(config, dict) or not complete(config):
-            raise ConfigError(f"run must be a run folder, got {self.folder}, whose config.yaml is damaged")
+            raise ConfigError(f"run must be a run folder, got {self.folder}, whose {name} is damaged")
         return config
+
+    def members(self) -> list[Config]:
+        """The configs of the runs that it is an ensemble of, or its own; raises as `config` does."""
+        files = sorted((self.folder / MEMBERS).glob("*.yaml"))
+        return [self._read(f"{MEMBERS}/{file.name}") for file in files] or [self.config()]
+
+    def alone(self, setting: str = "run") -> "Run":
+        """Itself; raises ConfigError of an ensemble, which was put together of runs, not trained."""
+        if (self.folder / MEMBERS).is_dir():
+            raise ConfigError(f"{setting} must be a run that was trained, got {self.name}, an ensemble of several")
+        return self
 
     def settings(self) -> dict[str, str]:
         """What was chosen of each group, and every setting, as they are typed; not where the run is.

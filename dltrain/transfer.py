@@ -79,6 +79,8 @@ def copy_run(
         theirs = Model.read(folder, trust)
     except Damaged as error:
         raise ConfigError(f"model.from_run must have an undamaged model, got {transfer.from_run}: {error}") from error
+    if theirs.parts is None:  # a stranger's source folder: what is named is checked where the run is opened
+        raise ConfigError(f"model.from_run must be a run that was trained, got {transfer.from_run}, an ensemble")
     was, now = (described["model"]["_target_"].rpartition(".")[2] for described in (theirs.parts, parts))
     must(was == now, "model.from_run", f"a run of a network {now}", f"one of {was}")
     columns = check_rows(theirs.preparation, data, warn)

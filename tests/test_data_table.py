@@ -477,4 +477,4 @@ def test_settings_are_the_arguments(path: Path) -> None:
         pytest.skip("not a table")
     arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     assert set(settings) == set(arguments) - {"pipeline"}
-    assert set(settings["split"]) == {"kind", "valid", "test", "by", "seed"}
+    assert set(settings["split"]) == {"kind", "valid", "test", "by", "seed", "folds", "fold"}

@@ -8,7 +8,7 @@ from dltrain.commands import check_out, parse, written
 from dltrain.errors import DataError
 from dltrain.opening import digest, identity
 from dltrain.report.terminal import Terminal
-from dltrain.run import FORMAT, Config, find
+from dltrain.run import FORMAT, Run, find
 
 if TYPE_CHECKING:
     from dltrain.bundle import Model
@@ -38,7 +38,7 @@ def run(words: list[str]) -> int:
     from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
 
     model = Model.load(bundle, trust)
-    metrics, rows = model.evaluate_file(str(options.input)) if own is None else _own_test_rows(model, own, trust)
+    metrics, rows = model.evaluate_file(str(options.input)) if own is None else _own_test_rows(model, found, trust)
     source = "its test rows" if own is not None else options.input
     text = json.dumps({"format": FORMAT, "run": found.name, "input": source, "rows": rows, **metrics}, indent=2)
     if options.out == "-":
@@ -52,11 +52,9 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _own_test_rows(model: "Model", config: Config, trust: tuple[str, ...]) -> tuple[dict[str, float], int]:
+def _own_test_rows(model: "Model", run: Run, trust: tuple[str, ...]) -> tuple[dict[str, float], int]:
     """Read the run's data again, split as it was, and score the test rows."""
-    from dltrain.build import Builder
+    from dltrain.reading import Views
 
-    builder = Builder(config, trust)
-    builder.handed["pipeline"] = builder.parts("pipeline")
-    test = builder.part("data")().load().test
+    test = Views.of_runs(run.members(), trust).rows("test")
     return model.score(test["features"], test), len(test["target"])

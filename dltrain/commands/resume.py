@@ -25,7 +25,7 @@ class Options:
 def run(words: list[str]) -> int:
     """Continue `run=...`; `trainer=` and `logger=` may change, `epochs=N` starts a new run from its checkpoint."""
     options, overrides = parse_known(words, Options)
-    found = find(options.run, options.output_root)
+    found = find(options.run, options.output_root).alone()
     config = found.trusted(options.trust)
     if digest(identity(config)) != config["hash"]:
         what = config["data"].get("path") or found.folder / "config.yaml"

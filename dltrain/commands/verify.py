@@ -134,7 +134,7 @@ def _alone(config: Config, world: int) -> Config:
 
 def _configs(options: Options, overrides: list[str]) -> dict[str, Config]:
     """The config for each trainer: as `train` would compose it, or a run's with what is typed changed."""
-    found = find(options.run, options.output_root) if options.run else None
+    found = find(options.run, options.output_root).alone() if options.run else None
     stored = found.trusted(options.trust) if found else {}
     typed = [word for word in (found.words() if found else []) if not word.startswith(("trainer=", "trust="))]
     trust = [f"trust=[{','.join(options.trust)}]"] if options.trust else []

@@ -185,6 +185,7 @@ class ImagePreparation:
     """
 
     gives = "features"  # what networks and tasks must read
+    apart = True  # `read` gives images as they are: others may prepare the same ones
 
     def __init__(
         self,
@@ -238,7 +239,7 @@ class ImagePreparation:
         pixels = (values * 255).round().clip(0, 255).astype(np.uint8).reshape(len(features), -1)
         return pd.DataFrame(pixels, columns=[f"pixel_{number}" for number in range(pixels.shape[1])])
 
-    def read(self, path: str, rows: int = 65_536) -> Iterator[pd.DataFrame]:
+    def read(self, path: str, rows: int = 65_536, others: Sequence[Any] = ()) -> Iterator[pd.DataFrame]:
         """The images of a folder, or of a file of paths (`-` is standard input), so many at a time."""
         rows = max(1, min(rows, AT_ONCE // math.prod(self.shape_in)))
         if path != "-" and (folder := find("input", path)).is_dir():

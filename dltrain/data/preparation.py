@@ -1,6 +1,6 @@
 """Everything learnt from the training rows, and all that new rows need to become features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Preparation:
     """
 
     gives = "features"  # what networks and tasks must read
+    apart = True  # `read` gives rows as the file has them: others may prepare the same ones
 
     def __init__(
         self,
@@ -96,14 +97,22 @@ class Preparation:
             return None
         return torch.from_numpy(row_weights(frame[self.weight], Place(source, first_row)).astype(np.float32))
 
-    def read(self, path: str, rows: int = 65_536) -> Iterator[pd.DataFrame]:
-        """Chunks of a new file (`-` is standard input), as `features` takes them; the index counts its rows from 0."""
+    def read(self, path: str, rows: int = 65_536, others: Sequence["Preparation"] = ()) -> Iterator[pd.DataFrame]:
+        """Chunks of a new file (`-` is standard input), as `features` takes them; the index counts its rows from 0.
+
+        With the columns that `others` take: what is a number to all is read as one.
+        """
         file = File(str(path), self.reading.get("delimiter"), self.reading.get("encoding", "utf-8"), setting="input")
-        kinds = {column.name: column.kind for column in self.encoding.columns}
-        direct = {name for name, kind in kinds.items() if kind == "number"} - set(self.id_columns)
-        text = {*kinds, *self.id_columns, *self.target.names, *([self.weight] if self.weight else [])} - direct
+        each = (self, *others)
+        text = {name for one in each for name in one._text()}
+        direct = {column.name for one in each for column in one.encoding.columns} - text
         with closing(file):
             yield from file.chunks(rows, direct, text)
+
+    def _text(self) -> set[str]:
+        """The columns of a file that are taken as they are written."""
+        words = {column.name for column in self.encoding.columns if column.kind != "number"}
+        return {*words, *self.id_columns, *self.target.names, *([self.weight] if self.weight else [])}
 
     def labelled(self, path: str, rows: int = 65_536) -> Iterator[Rows]:
         """The rows of a new file that have a target, in pieces; raises DataError if it has no such column."""

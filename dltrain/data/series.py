@@ -179,6 +179,7 @@ class SeriesPreparation:
     """
 
     gives = "features"  # what networks and tasks must read
+    apart = False  # `read` gives windows that are scaled
 
     def __init__(
         self,

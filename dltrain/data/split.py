@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dltrain.errors import ConfigError, DataError, must, nearest
+from dltrain.errors import ConfigError, DataError, must, nearest, whole
 
 KINDS = ("auto", "random", "stratified", "time", "group")
 
@@ -15,7 +15,8 @@ KINDS = ("auto", "random", "stratified", "time", "group")
 class Split:
     """Sizes are fractions of the rows below 1, or counts; what is in neither is for training.
 
-    `by` names the column of the time or of the group.
+    `by` names the column of the time or of the group. With `folds`, all rows but those of the test are cut into so many
+    parts, of which number `fold`, from 0, is for validation.
     """
 
     kind: str = "auto"
@@ -23,6 +24,8 @@ class Split:
     test: float = 0.15
     by: str | None = None
     seed: int = 0
+    folds: int | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,14 +48,27 @@ class Split:
             raise ConfigError(
                 f"data.split.by must go with data.split.kind=time or group, got data.split.kind={self.kind}"
             )
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        if self.folds is None:
+            must(self.fold is None, "data.split.fold", "null without data.split.folds", self.fold)
+            return
+        must(whole(self.folds, 2), "data.split.folds", "a whole number of at least 2, or null", self.folds)
+        right = whole(self.fold, 0) and self.fold < self.folds  # type: ignore[operator]
+        must(right, "data.split.fold", f"a whole number from 0 to {self.folds - 1}", self.fold)
+        must(self.kind != "time", "data.split.folds", "null where rows are split by time", self.folds)
 
     def sizes(self, rows: int, source: str, valid: bool, test: bool) -> tuple[int, int]:
         """How many rows are for validation and for the test, of those asked for; at least one each, if not 0."""
+        must(valid or self.folds is None, "data.split.folds", "null where validation has its own file", self.folds)
         found = []
         for name, asked in (("valid", valid), ("test", test)):
             size = getattr(self, name) if asked else 0
             count = int(size) if size >= 1 else max(1, round(size * rows)) if size > 0 else 0
             found.append(count)
+        if self.folds:
+            found[0] = -(-(rows - found[1]) // self.folds)
         if valid and not found[0]:
             raise ConfigError("data.split.valid must leave at least one row for validation, got 0")
         if rows - sum(found) < 2:
@@ -81,16 +97,20 @@ def assign(
     n_valid, n_test = split.sizes(n, source, valid, test)
     shuffled = np.random.default_rng(split.seed).permutation(n)
     if split.kind == "group" and by is not None:
-        return assign_groups(by, shuffled, n_valid, n_test, source, str(split.by))
+        found = assign_groups(by, shuffled, 0 if split.folds else n_valid, n_test, source, str(split.by))
+        return folded_groups(by, shuffled, found, split, source) if split.folds else found
     if split.kind == "time":
         order = np.arange(n)[::-1] if by is None else np.argsort(by, kind="stable")[::-1]
     elif classes is not None:
         order = stratified(classes, shuffled)
     else:
         order = shuffled
+    start, end = n_test, n_test + n_valid
+    if split.folds and split.fold is not None:  # a stretch of the order is as good as any other
+        start, end = (n_test + (n - n_test) * k // split.folds for k in (split.fold, split.fold + 1))
     return {
-        "train": np.sort(order[n_test + n_valid :]),
-        "valid": np.sort(order[n_test : n_test + n_valid]),
+        "train": np.sort(np.concatenate([order[n_test:start], order[end:]])),
+        "valid": np.sort(order[start:end]),
         "test": np.sort(order[:n_test]),
     }
 
@@ -126,6 +146,23 @@ def assign_groups(
             taken += int(counts[group])
     sides = side[codes]
     return {word: np.flatnonzero(sides == code) for code, word in enumerate(("train", "valid", "test"))}
+
+
+def folded_groups(
+    by: np.ndarray, shuffled: np.ndarray, found: dict[str, np.ndarray], split: Split, source: str
+) -> dict[str, np.ndarray]:
+    """The rows of no test, cut into folds of whole groups: the largest first, each to the fold with the fewest rows."""
+    names, codes, counts = np.unique(by[found["train"]], return_inverse=True, return_counts=True)
+    folds = split.folds or 1
+    if len(names) < folds:
+        raise DataError(f"{source}, column {split.by}: {len(names)} groups cannot be cut into {folds} folds")
+    first = {name: place for place, name in reversed([*enumerate(by[shuffled].tolist())])}
+    sizes, fold_of = np.zeros(folds, np.int64), np.zeros(len(names), np.int64)
+    for group in sorted(range(len(names)), key=lambda one: (-counts[one], first[names[one]])):
+        fold_of[group] = sizes.argmin()
+        sizes[fold_of[group]] += counts[group]
+    valid = fold_of[codes] == split.fold
+    return {"train": found["train"][~valid], "valid": found["train"][valid], "test": found["test"]}
 
 
 def check(found: dict[str, np.ndarray], classes: np.ndarray, names: tuple[str, ...], source: str, column: str) -> None:

@@ -80,6 +80,14 @@ class Target:
         own = own + torch.tensor(self.mean, dtype=torch.float64, device=values.device)
         return own.exp() if self.transform == "log" else own
 
+    def recoded(self, values: Tensor, other: "Target") -> Tensor:
+        """What another target of the same kind and columns encoded, as this one encodes it."""
+        if self.kind != "number":
+            return values
+        own = other.decode(values)
+        own = own.log() if self.transform == "log" else own
+        return ((own - torch.tensor(self.mean)) / torch.tensor(self.scale)).to(values.dtype)
+
     def example(self) -> dict[str, str]:
         """Cells that training could have met, by column."""
         words = self.labels or (self.classes or ("1",),) * len(self.names)

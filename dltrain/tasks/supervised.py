@@ -21,6 +21,8 @@ class Supervised(Task):
     mean of their predictions is what is predicted. A network may ask for the features of the training rows as `rows`.
     """
 
+    averages = True
+
     def __init__(
         self,
         data: Any,

@@ -21,6 +21,7 @@ class Task(nn.Module):
     measures: Mapping[str, str] = {}  # metrics that may pick the best epoch besides the loss: min or max
     concludes_on = "valid"  # the split whose rows `conclude` learns from, valid or train
     measured_on: tuple[str, ...] = ("target",)  # fields of rows that metrics reads
+    averages = False  # True if the mean of what several networks predict is a prediction
     player_settings: Mapping[str, Any] = {}  # by player: settings of its own optimizer and scheduler
     place: str | None = None  # of the network that the group `model` made, among the modules; None of none or several
     moves_a_step: Mapping[str, int] = {}  # by player: how often it moves in a step, where that is not once
