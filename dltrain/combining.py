@@ -59,7 +59,7 @@ def weighed(
     ]
     kind = views.each[0].preparation.target.kind
     predictions, truth = np.stack([_columns(one, kind) for one in found]), _truth(views)
-    cost = quick(monitor[0], truth) or _measured(lead, rows, kind, monitor)
+    cost = quick(monitor[0], truth, kind) or _measured(lead, rows, kind, monitor)
     weights = METHODS[method](predictions, truth, cost, np.arange(len(truth)))
     kept = sorted(np.flatnonzero(weights).tolist(), key=lambda model: -weights[model])
     models, some = [Model.load(bundles[model], trust) for model in kept], views.some(kept)

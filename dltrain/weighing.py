@@ -4,13 +4,13 @@ Predictions are (models, rows, columns), the truth (rows, columns): numbers, or 
 should have been. Weights are at least 0 and sum to one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (models, rows, columns), rows' numbers: the smaller the better
 STEPS = 50  # models that a bag takes at most, with replacement
-PATIENCE = 10  # of them without a gain
+PATIENCE = 5  # of them without a gain
 BAGS = 20
 FOLDS = 5
 TINY = float(np.finfo(np.float32).eps)  # as in metrics: what a log loss may blame a probability for
@@ -47,19 +47,25 @@ def greedy(predictions: np.ndarray, truth: np.ndarray, cost: Cost, rows: np.ndar
 def selected(predictions: np.ndarray, cost: Cost, rows: np.ndarray) -> np.ndarray:
     """How often forward selection takes each model, as a share of all that it takes."""
     order = np.argsort(cost(predictions, rows), kind="stable")
-    counts = np.arange(1, len(order) + 1)
-    means = predictions[order].cumsum(0) / counts[:, None, None]
-    begin = int(np.argmin(cost(means, rows))) + 1  # as many of the best as are best together
+    means = predictions[order].cumsum(0) / np.arange(1, len(order) + 1)[:, None, None]
+    prefixes = cost(means, rows)
+    begin = least(prefixes) + 1  # as many of the best as are best together
     taken = [*order[:begin].tolist()]
-    total, costs = predictions[taken].sum(0), [float(cost(means[begin - 1 : begin], rows)[0])]
-    while len(taken) < STEPS and len(costs) - int(np.argmin(costs)) <= PATIENCE:
+    total, costs = predictions[taken].sum(0), [float(prefixes[begin - 1])]
+    while len(taken) < STEPS and len(costs) - least(costs) <= PATIENCE:
         tried = cost((total + predictions) / (len(taken) + 1), rows)
-        best = int(np.argmin(tried))
+        best = least(tried)
         taken.append(best)
         costs.append(float(tried[best]))
         total = total + predictions[best]
-    many = begin + int(np.argmin(costs))  # the smallest that is best
+    many = begin + least(costs)
     return np.bincount(taken[:many], minlength=len(predictions)) / many
+
+
+def least(costs: Sequence[float] | np.ndarray) -> int:
+    """The first of the costs that are least but for rounding: the same model again is the same mean."""
+    smallest = np.min(costs)
+    return int(np.flatnonzero(costs <= smallest + 1e-9 * abs(smallest))[0])
 
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray, Cost, np.ndarray], np.ndarray]] = {
@@ -81,11 +87,24 @@ def crossed(method: str, predictions: np.ndarray, truth: np.ndarray, cost: Cost)
     return found
 
 
-def quick(metric: str, truth: np.ndarray) -> Cost | None:
-    """The cost that a metric is, where all models can be measured at once; None where they cannot."""
-    costs: dict[str, Cost] = {
-        "log_loss": lambda p, rows: -(truth[rows] * np.log(p[:, rows].clip(TINY, 1 - TINY))).sum(2).mean(1),
-        "rmse": lambda p, rows: np.sqrt(np.square(p[:, rows] - truth[rows]).mean(1)).mean(1),
-        "mae": lambda p, rows: np.abs(p[:, rows] - truth[rows]).mean((1, 2)),
+def quick(metric: str, truth: np.ndarray, kind: str) -> Cost | None:
+    """The cost that a metric of a kind of target is, where all models are measured at once; None where they are not."""
+    costs: dict[str, dict[str, Cost]] = {
+        "number": {
+            "rmse": lambda p, rows: np.sqrt(np.square(p[:, rows] - truth[rows]).mean(1)).mean(1),
+            "mae": lambda p, rows: np.abs(p[:, rows] - truth[rows]).mean((1, 2)),
+        },
+        "multilabel": {"f1": lambda p, rows: -_f1(p[:, rows] > 0.5, truth[rows] > 0.5)},
+        "classes": {"accuracy": lambda p, rows: -(p[:, rows].argmax(2) == truth[rows].argmax(1)).mean(1)},
     }
-    return costs.get(metric)
+    for probabilities in ("classes", "binary"):
+        costs.setdefault(probabilities, {})["log_loss"] = lambda p, rows: (
+            -np.mean(np.log((p[:, rows] * truth[rows]).sum(2).clip(TINY, 1 - TINY)), axis=1)
+        )
+    return costs[kind].get(metric)
+
+
+def _f1(chosen: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(models,): the mean over labels, 0 of one that is neither there nor chosen."""
+    right, wrong = (chosen & truth).sum(1), (chosen != truth).sum(1)
+    return (2 * right / np.maximum(2 * right + wrong, 1)).mean(1)
