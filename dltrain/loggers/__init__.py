@@ -1,5 +1,6 @@
 """Who is told how training goes; one destination a file."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,30 @@ class Loggers(Logger):
                 self.loggers.remove(logger)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 self.warn(f"logger {type(logger).__name__} failed and is left out from here on ({reason})")
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What is a finite number among the values, but for the step."""
+    return {name: value for name, value in values.items() if name != "step" and _number(value)}
+
+
+def final(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of result.json as `final/test/accuracy`."""
+    splits = {split: numbers(result.get(split) or {}) for split in ("valid", "test")}
+    return {f"final/{split}/{name}": float(value) for split in splits for name, value in splits[split].items()}
+
+
+def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Every setting as it is typed, `optimizer.lr`; what is neither a number nor a bool becomes text."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= leaves(value, f"{name}.")
+        else:
+            found[name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

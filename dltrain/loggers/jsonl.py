@@ -65,6 +65,17 @@ class JSONL(Logger):
             raise DiskError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file, up to the first line that was not written to its end; none if there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or _step(line) is None:
+                return
+            yield json.loads(line)
+
+
 def _step(line: bytes) -> int | None:
     """The step of a record; None if the line is not one."""
     try:

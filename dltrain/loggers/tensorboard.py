@@ -1,12 +1,11 @@
 """TensorBoard: curves by step, hyperparameters and the metrics that came of them."""
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError
-from dltrain.loggers import Logger, Record
+from dltrain.loggers import Logger, Record, final, leaves, numbers
 
 
 class TensorBoard(Logger):
@@ -25,16 +24,15 @@ class TensorBoard(Logger):
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.config, self.step = _leaves(config), step
+        self.config, self.step = leaves(config), step
         # Readers drop what an earlier file holds from purge_step on: no point stands twice after a resume.
         self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 
     def log(self, record: Record) -> None:
         assert self.writer is not None, "log() before start()"
         self.step = record["step"]
-        for name, value in record.items():
-            if name != "step" and _number(value):
-                self.writer.add_scalar(name, value, self.step)
+        for name, value in numbers(record).items():
+            self.writer.add_scalar(name, value, self.step)
 
     def sync(self) -> None:
         assert self.writer is not None, "sync() before start()"
@@ -44,31 +42,13 @@ class TensorBoard(Logger):
         from torch.utils.tensorboard.summary import hparams
 
         assert self.writer is not None, "finish() before start()"
-        metrics = {
-            f"final/{split}/{name}": float(value)
-            for split in ("valid", "test")
-            for name, value in (result.get(split) or {}).items()
-            if _number(value)
-        }
+        metrics = final(result)
         # SummaryWriter.add_hparams would make another folder, which TensorBoard shows as another run.
         for summary in hparams(self.config, metrics):
             self.writer.file_writer.add_summary(summary)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, self.step)
+        self.writer.add_text(
+            "status", ": ".join(result[key] for key in ("status", "reason") if key in result), self.step
+        )
         self.writer.close()
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _leaves(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Name every setting as it is typed, `optimizer.lr`; what is neither a number nor a bool becomes text."""
-    leaves: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{name}.")
-        else:
-            leaves[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return leaves
