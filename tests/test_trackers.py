@@ -98,7 +98,7 @@ def test_what_is_not_installed_is_one_sentence(
 @pytest.mark.parametrize(
     ("logger", "settings", "sentence"),
     [
-        (MLflow, {"uri": "here"}, "logger.mlflow.uri must be null or an address, got here"),
+        (MLflow, {"uri": 5000}, "logger.mlflow.uri must be null or an address, got 5000"),
         (MLflow, {"experiment": ""}, "logger.mlflow.experiment must be the name of an experiment, got ''"),
         (WandB, {"mode": "ofline"}, "logger.wandb.mode must be offline or online, got ofline"),
     ],
@@ -159,6 +159,34 @@ def test_mlflow_is_told_how_it_ended(folder: Path, tracked: Callable[[Path], Any
     run = tracked(folder.parent)
     assert run.info.status == word
     assert (run.data.tags["dltrain.status"], run.data.tags["dltrain.reason"]) == (status, "because")
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from dltrain.loggers.mlflow import MLflow
+
+logger, folder = MLflow(), Path(sys.argv[1])
+folder.mkdir(parents=True)
+logger.start(folder, {}, 0)
+for step in range(1, 21):
+    logger.log({"step": step, "epoch": step})
+logger.finish({"status": "finished"})
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_begin_at_once_share_one_file(tmp_path: Path) -> None:
+    """Of four that make MLflow's tables at once, three fail where they do not wait for each other."""
+    mlflow = pytest.importorskip("mlflow")
+    lines = [[sys.executable, "-W", "ignore", "-c", BEGIN, str(tmp_path / "outputs" / f"run{n}")] for n in range(4)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    begun = [subprocess.Popen(line, env=environment) for line in lines]
+    assert [one.wait(timeout=300) for one in begun] == [0, 0, 0, 0]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("dltrain").experiment_id])
+    assert sorted(run.info.run_name for run in found) == ["run0", "run1", "run2", "run3"]
+    assert {len(client.get_metric_history(run.info.run_id, "epoch")) for run in found} == {20}
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "stopped", "pruned"])

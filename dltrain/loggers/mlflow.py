@@ -1,11 +1,14 @@
 """MLflow: settings, curves and final metrics of a run, in one SQLite file beside the runs or on a server."""
 
+import contextlib
+import fcntl
 import importlib.util
 import logging
 import os
 import posixpath
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ class MLflow(Logger):
     def __init__(self, uri: str | None = None, experiment: str = "dltrain") -> None:
         if any(importlib.util.find_spec(name) is None for name in NEEDS):
             raise ConfigError("logger=mlflow needs pip install 'dltrain[mlflow]'")
-        must(uri is None or (isinstance(uri, str) and ":" in uri), "logger.mlflow.uri", "null or an address", uri)
+        must(uri is None or (isinstance(uri, str) and uri != ""), "logger.mlflow.uri", "null or an address", uri)
         named = isinstance(experiment, str) and experiment.strip() != ""
         must(named, "logger.mlflow.experiment", "the name of an experiment", experiment)
         self.uri, self.experiment = uri, experiment
@@ -39,12 +42,13 @@ class MLflow(Logger):
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 7 by default: four minutes of waiting
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table of a new file
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        beside = f"sqlite:///{Path(folder).parent.absolute() / 'mlflow.db'}"
-        self.client = MlflowClient(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table of a new file
+        beside = f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}"
+        with _alone(folder.parent):
+            self.client = MlflowClient(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside)
         self.run = self._continued(folder / "mlflow.txt") or self._begun(folder)
         told = self.client.get_run(self.run).data
         left = [Param(_name(key), str(value)) for key, value in leaves(config).items() if _name(key) not in told.params]
@@ -103,6 +107,17 @@ class MLflow(Logger):
         run: str = self.client.create_run(number, run_name=folder.name, tags=tags).info.run_id
         (folder / "mlflow.txt").write_text(f"{run}\n", encoding="utf-8")
         return run
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder: of several that make MLflow's tables at once, all but one fail."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _name(text: str) -> str:
