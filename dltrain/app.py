@@ -1,23 +1,17 @@
 """`train` as a Hydra application: flags, one run, `--cfg`, and `-m` for a sweep."""
 
-import hashlib
-import json
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import compose
-from dltrain.errors import ConfigError, UserError, nearest, tell
+from dltrain.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-STOPPED = 75
-VARIANTS = 24  # of a sweep, that are composed and checked before it starts
 FLAGS = {  # Hydra's own words, and whether a value follows
     "--cfg": True,
     "--config-dir": True,
@@ -50,6 +44,8 @@ def train(words: list[str]) -> int:
     if cfg.hydra.mode is not None and cfg.hydra.mode.name == "MULTIRUN":
         return sweep(words)
     config = compose.checked(cfg, compose.chosen(cfg.hydra))
+    if (how := config["choices"]["sweep"]) != "grid":
+        raise ConfigError(f"sweep={how} needs -m: it goes through what is swept over")
     from dltrain.commands.train import train as train_run
 
     return train_run(config, words)
@@ -142,101 +138,9 @@ def hydra_main(flags: dict[str, str], words: list[str], task: Callable[["DictCon
 
 
 def sweep(words: list[str]) -> int:
-    """Train once for every combination of what is swept over; what is wrong with any of them is said before the first.
+    """Run the trials of a sweep that have not ended yet; returns 0 if all went well, 75 if it was stopped, else 1."""
+    from dltrain.sweeps.search import searched
 
-    The name names the sweep: its folder lists the trials, which are ordinary runs. Returns 0 if all went well, 75 if it
-    was stopped, else 1.
-    """
-    variants, number = compose.trials(words)
-    config = _first_of(variants[:VARIANTS])
-    words = [word for word in words if not word.startswith("name=")]
-    name = config["name"] or hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:8]
-    folder = Path(config["output_root"]).expanduser() / "sweeps" / name
-    trials = Trials(folder, number, compose.literal_words(words))
-    code = hydra_main({"--multirun": ""}, [*words, f"hydra.sweep.dir={_quoted(str(folder))}"], trials.trial)
-    if config["report"]:
-        from dltrain.commands import report
-
-        report.write_sweep(folder)
-    return trials.summary() or code
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", r"\'") + "'"
-
-
-def _first_of(variants: Iterable[list[str]]) -> dict[str, Any]:
-    """The first config of several; raises ConfigError with the problems of all, each once."""
-    first: dict[str, Any] | None = None
-    found: dict[str, None] = {}
-    for words in variants:
-        try:
-            config = compose.compose(words)
-            first = first or config
-            if (source := config["model"]["from_run"]) in ("last", "best"):  # of which each trial may be one
-                found[f"model.from_run must be the name or the folder of a run in a sweep, got {source}"] = None
-        except ConfigError as error:
-            found |= dict.fromkeys(str(error).splitlines())
-    if found or first is None:
-        raise ConfigError("\n".join(found))
-    return first
-
-
-class Trials:
-    """The task that a sweep runs once a trial; each leaves a line in trials.jsonl in the sweep's folder."""
-
-    def __init__(self, folder: Path, number: int, literal: list[str]) -> None:
-        self.folder, self.number, self.literal = folder, number, literal
-        self.file = folder / "trials.jsonl"
-        self.started = False
-
-    def trial(self, cfg: "DictConfig") -> int:
-        """Run one trial; returns its exit code: an exception or SystemExit would end the sweep."""
-        from hydra.core.hydra_config import HydraConfig
-
-        if not self.started:
-            self.started = True
-            self.file.unlink(missing_ok=True)
-        if any(trial["exit"] == STOPPED for trial in self.done()):
-            return STOPPED
-        hydra = HydraConfig.get()
-        words = [*self.literal, *(word for word in hydra.overrides.task if word != compose.TYPED)]
-        print(f"trial {hydra.job.num + 1} of {self.number}: {shlex.join(words)}", flush=True)
-        names: list[str] = []
-        code, message = self._outcome(cfg, words, names.append)
-        line = {"trial": hydra.job.num + 1, "exit": code, "words": words, "message": message, "run": [*names, None][0]}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return code
-
-    def _outcome(self, cfg: "DictConfig", words: list[str], opening: Callable[[str], None]) -> tuple[int, str]:
-        from hydra.core.hydra_config import HydraConfig
-
-        from dltrain.commands.train import train as train_run
-
-        try:
-            config = compose.checked(cfg, compose.chosen(HydraConfig.get()))
-            return train_run({**config, "name": None}, words, opening), ""
-        except UserError as error:
-            return tell(error), str(error)
-        except Exception as error:
-            traceback.print_exc()
-            return 1, f"{type(error).__name__}: {error}"
-
-    def done(self) -> list[dict[str, Any]]:
-        """What trials.jsonl says."""
-        if not self.file.is_file():
-            return []
-        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
-
-    def summary(self) -> int:
-        """Print which trials failed; returns the exit code of the sweep."""
-        done = self.done()
-        failed = [trial for trial in done if trial["exit"]]
-        print(f"sweep {self.folder}: {len(done)} of {self.number} trials, {len(failed)} failed")
-        for trial in failed:
-            reason = trial["message"].partition("\n")[0]
-            print(f"  trial {trial['trial']}  exit {trial['exit']}  {shlex.join(trial['words'])}  {reason}".rstrip())
-        if any(trial["exit"] == STOPPED for trial in failed):
-            return STOPPED
-        return 1 if failed else 0
+    with searched(words) as (search, typed):
+        hydra_main({"--multirun": ""}, typed, search.trial)
+        return search.summary()

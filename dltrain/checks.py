@@ -62,6 +62,9 @@ RANGES = {  # by the setting's last word, or by its group and last word where th
     "scheduler.step_size": FROM_1,
     "trainer.threads": FROM_1,
     "trainer.max_restarts": FROM_0,
+    "sweep.n_trials": FROM_1,
+    "sweep.seed": FROM_0,
+    "sweep.slots": FROM_1,
     "split.valid": FROM_0,  # a fraction, or a count of rows
     "split.test": FROM_0,
     "pipeline.n_components": Range("a count, a fraction of the variance or all", 0, open_low=True, also=("all",)),

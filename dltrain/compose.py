@@ -217,8 +217,8 @@ def chosen(hydra: Any) -> dict[str, Any]:
 def trials(words: list[str]) -> tuple[list[list[str]], int]:
     """Of a sweep: some trials that together hold every value that is swept over, and how many trials there are.
 
-    The first value of every sweep, then each other value alone; of a range its two ends. Enough to find what is
-    wrong before anything runs.
+    The first value of every sweep, then each other value alone; of a range or an interval its two ends. Enough to find
+    what is wrong before anything runs.
     """
     rest = literals(words)[1]
     swept: dict[int, list[str]] = {}
@@ -233,12 +233,22 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
             if not values:
                 raise ConfigError(f"{word} must have a value to sweep over, got none")
             number *= len(values)
+        else:
+            values = [f"{override.get_key_element()}={end}" for end in ends(override)]
         swept[place] = values if override.is_choice_sweep() else [*values[:1], *values[1:][-1:]]
     first = [swept[place][:1] if place in swept else [word] for place, word in enumerate(rest)]
     lists = [first]
     for place, values in swept.items():
         lists += [[*first[:place], [value], *first[place + 1 :]] for value in values[1:]]
     return [literal_words(words) + [word for part in parts for word in part] for parts in lists], number
+
+
+def ends(override: "Override") -> tuple[int | float, int | float]:
+    """The two ends of an interval that is swept over; raises ConfigError if nothing is between them."""
+    interval: Any = override.value()
+    if interval.start is None or interval.end is None or not interval.start < interval.end:
+        raise ConfigError(f"{override.input_line} must go up from its first number to its second")
+    return interval.start, interval.end
 
 
 def _explain(error: Exception, tree: dict[str, Any], words: list[str]) -> list[str]:

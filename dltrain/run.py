@@ -23,14 +23,8 @@ WEIGHTS = "weights.safetensors"
 MEMBERS = "members"  # folder, in an ensemble's, of the configs of the runs in it
 GROUPS = ("data", "pipeline", "model", "activation", "task", "loss", "optimizer", "scheduler", "regularizer")
 WHERE = ("trainer", "logger")  # groups that say where a run happens
-ELSEWHERE = (
-    "name",
-    "output_root",
-    "fresh",
-    "trust",
-    "sample_every",
-    "report",
-)  # settings of where a run is, not of what it is
+# settings of where a run is, not of what it is
+ELSEWHERE = ("name", "output_root", "fresh", "trust", "sample_every", "report", "sweep")
 Config = dict[str, Any]
 
 

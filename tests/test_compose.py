@@ -73,7 +73,7 @@ WHERE = "must name a class of dltrain, torch.nn, torch.optim or sklearn, or of a
         (["model=[mlp,cnn]"], None),
         (["model=null"], None),
         (["model=_base"], None),
-        (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher (basic)"),
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher (basic, dltrain)"),
         (["model@task.other=mlp"], "model@task.other must name a choice that there is; +model@task.other=... adds one"),
         (["modle=mlp"], f"modle: no such setting; did you mean model? {ROOT_KEYS}"),
         # keys
@@ -273,6 +273,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "regularizer": [],
         "trainer": "single",
         "logger": [],
+        "sweep": "grid",
     }
     settings = {key: value for key, value in config.items() if key not in (*config["choices"], "choices")}
     assert Settings(**settings) == Settings()  # config.yaml and the dataclass agree, and nothing else is in the root

@@ -61,13 +61,14 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
         *("build", "bundle", "choices", "combining", "compose", "fingerprint", "launch", "opening", "reading", "report"),
         *("run", "settings", "together", "weighing"),
     },
-    "app": {"checks", "commands", "compose"},
+    "sweeps": {"commands", "compose", "launch", "report", "run", "together"},
+    "app": {"checks", "commands", "compose", "sweeps"},
     "completion": {"app", "choices", "commands", "compose"},
     "cli": {"app", "commands", "completion", "launch", "report"},
     "__main__": {"cli"},
     "__init__": {"bundle", "run"},
 }
-HYDRA = {"compose", "app", "checks"}  # app is the Hydra application, checks reads defaults as OmegaConf does
+HYDRA = {"compose", "app", "checks", "sweeps"}  # app is the application, sweeps its plugins, checks reads as OmegaConf
 DISTRIBUTED = {"distributed", "launch"}
 
 

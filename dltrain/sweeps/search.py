@@ -1,0 +1,235 @@
+"""A sweep under way: which trials there are, which have ended and how, and which one comes next.
+
+What has ended stands in trials.jsonl of the sweep's folder; the same command goes on from there.
+"""
+
+import contextlib
+import hashlib
+import signal
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from dltrain import compose
+from dltrain.commands.compare import direction
+from dltrain.errors import ConfigError, DiskError, Stopped, must, nearest, real, show
+from dltrain.run import ELSEWHERE, WHERE, Config, Run, differences, read_yaml
+from dltrain.sweeps.board import Board
+from dltrain.sweeps.records import Line, Records
+from dltrain.sweeps.space import Job, Params, Space
+from dltrain.sweeps.trial import Outcome, Trial, typed
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+VARIANTS = 24  # of a sweep, that are composed and checked before it starts
+FREE = ("n_trials", "slots", "on_fail", "of")  # settings of a sweep that may change while it is under way
+COSTS = ("seconds", "epochs", "steps")  # of result.json, that trials may be judged by besides metrics
+
+
+class Search:
+    """The trials of one sweep."""
+
+    def __init__(self, folder: Path, config: Config, words: list[str]) -> None:
+        self.folder, self.settings, self.how = folder, config["sweep"], config["choices"]["sweep"]
+        _check(self.settings)
+        self.records = Records(folder)
+        self.trial = Trial(folder, compose.literal_words(words), self)
+        self.running: dict[int, Job] = {}
+        self.twins: defaultdict[int, list[Job]] = defaultdict(list)  # of one that runs: proposals of the same values
+        self.over = self.stopped = False
+        self.total = 0
+
+    def begin(self, space: Space, config: Config) -> None:
+        """Take up what has been done; raises ConfigError if that was another search, RunInUse if it is under way."""
+        self.space = space
+        self.every = space.every()
+        self.total = len(self.every)
+        self.records.open()
+        if self.records.lines:
+            self._same(config)
+        self.board = Board(self.folder, self.total, self.records.lines)
+
+    def _same(self, config: Config) -> None:
+        """Raise ConfigError if the trials that have ended are of another search."""
+        if not isinstance(before := read_yaml(self.folder / "multirun.yaml"), dict):
+            return
+        found = differences(_essence(before), _essence(config))
+        changed = [f"{key} was {show(old)}, now {show(new)}" for key, old, new in found]
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise ConfigError(
+                f"name must be free or of the same search, got {self.folder.name}, a search in which "
+                f"{'; '.join(changed[:5])}{more}"
+            )
+
+    def jobs(self) -> Iterator[Job]:
+        """The trials that have not ended, each when it is asked for."""
+        for number in range(1, self.total + 1):
+            if self.over or self.stopped:
+                return
+            if number in self.records.lines and not self.records.lines[number]["exit"]:
+                continue
+            job = self.space.job(number, self.every[number - 1])
+            if same := self._like(job.params, (line for line in self.records.lines.values() if not line["exit"])):
+                self._ended({**same, "trial": number, "same_as": same["trial"]})
+            elif twin := next((other for other in self.running.values() if other.params == job.params), None):
+                self.twins[twin.number].append(job)
+            else:
+                self.running[number] = job
+                self.board.begins(job, typed(self.trial.literal, job.words))
+                yield job
+
+    @staticmethod
+    def _like(params: Params, lines: Iterable[Line]) -> Line | None:
+        """What became of an earlier trial of the same values."""
+        return next((line for line in lines if line.get("params") == params), None)
+
+    def take(self, job: Job, returned: "JobReturn") -> None:
+        """Keep what became of a trial; raises DiskError if it found no room, ConfigError for a metric it lacks."""
+        del self.running[job.number]
+        outcome = returned._return_value
+        if not isinstance(outcome, Outcome):  # the process has gone, or could not begin
+            outcome = Outcome(getattr(outcome, "exit_code", 1), str(outcome))
+        if outcome.exit == Stopped.exit_code:
+            self.stopped = True
+            return
+        if outcome.exit == DiskError.exit_code:
+            raise DiskError(f"{outcome.message}; the same command continues the sweep")
+        line = self._line(job, outcome)
+        for number, same_as in ((job.number, None), *((twin.number, job.number) for twin in self.twins[job.number])):
+            self._ended({**line, "trial": number} | ({"same_as": same_as} if same_as else {}))
+        if line["exit"] and self.settings["on_fail"] == "stop":
+            self.over = True
+
+    def _line(self, job: Job, outcome: Outcome) -> Line:
+        result = outcome.result
+        values, better = ({}, []) if outcome.exit else self._values(outcome)
+        return {
+            "trial": job.number,
+            "exit": outcome.exit,
+            "status": "failed" if outcome.exit else result.get("status", "finished"),
+            "words": typed(self.trial.literal, job.words),
+            "params": job.params,
+            "values": values,
+            "better": better,
+            "seconds": result.get("seconds"),
+            "message": outcome.message,
+            "run": outcome.run,
+        }
+
+    def _values(self, outcome: Outcome) -> tuple[dict[str, float], list[str]]:
+        """What a trial is judged by, and which way each gets better."""
+        result = outcome.result
+        scores = {f"valid/{name}": value for name, value in (result.get("valid") or {}).items() if real(value)}
+        known = scores | {name: float(result[name]) for name in COSTS if real(result.get(name))}
+        asked = self.settings["metrics"]
+        if asked is None and f"valid/{result.get('monitor')}" not in known:
+            return {}, []
+        names = [f"valid/{result['monitor']}"] if asked is None else [_full(name) for name in asked]
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"sweep.metrics must be metrics of the trials, got {name}{nearest(name, known)}")
+        run = Run(self.folder.parent.parent / str(outcome.run))
+        ways = ["min" if name in COSTS else direction(name, [run]) for name in names]
+        return {name: known[name] for name in names}, ways
+
+    def _ended(self, line: Line) -> None:
+        self.records.add(line)
+        self.board.ended(line)
+
+    def summary(self) -> int:
+        """Say what came of the sweep; returns its exit code."""
+        lines = self.records.lines
+        self.board.summary()
+        if self.stopped:
+            return Stopped.exit_code
+        return 1 if any(line["exit"] for line in lines.values()) else 0
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Start no more trials; a second Ctrl-C ends everything."""
+        if self.stopped and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+
+def _full(name: str) -> str:
+    return name if "/" in name.split("/")[0] or name.startswith("valid/") or name in COSTS else f"valid/{name}"
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of a sweep that its checked types do not rule out."""
+    metrics = settings["metrics"]
+    must(settings["on_fail"] in ("continue", "stop"), "sweep.on_fail", "continue or stop", settings["on_fail"])
+    must(
+        settings["pruner"] in ("none", "median", "halving"),
+        "sweep.pruner",
+        "none, median or halving",
+        settings["pruner"],
+    )
+    listed = isinstance(metrics, list) and bool(metrics) and all(isinstance(name, str) for name in metrics)
+    must(metrics is None or listed, "sweep.metrics", "a list of metrics such as [valid/accuracy], or null", metrics)
+
+
+def _essence(config: Config) -> Config:
+    """Of multirun.yaml, what trials that have ended must share with those to come."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    hydra = config["hydra"]
+    params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    swept = Space(OverridesParser.create().parse_overrides([*params, *hydra["overrides"]["task"]])).typed
+    kept = {key: value for key, value in config.items() if key not in ("hydra", *WHERE, *ELSEWHERE)}
+    kept["data"] = {key: value for key, value in kept["data"].items() if not key.endswith("path")}
+    kept["sweep"] = {key: value for key, value in config["sweep"].items() if key not in FREE}
+    kept["sweep"]["by"] = hydra["runtime"]["choices"]["sweep"]
+    return kept | {f"{key} of the search": value for key, value in swept.items()}
+
+
+@contextlib.contextmanager
+def searched(words: list[str]) -> Iterator[tuple[Search, list[str]]]:
+    """The search that some words ask for, and what Hydra is told; what is wrong with any trial is said first.
+
+    The name names the sweep: its folder lists the trials, which are ordinary runs.
+    """
+    variants, _ = compose.trials(words)
+    config = _first_of(variants[:VARIANTS])
+    words = [word for word in words if not word.startswith("name=")]
+    what = sorted(word for word in words if not word.startswith(tuple(f"sweep.{key}=" for key in FREE)))
+    name = config["name"] or hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
+    folder = Path(config["output_root"]).expanduser() / "sweeps" / name
+    search = Search(folder, config, words)
+    ours = [f"{key}=dltrain" for key in ("hydra/sweeper", "hydra/launcher") if not _given(key, words)]
+    before = {number: signal.signal(number, search.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield search, [*words, *ours, f"hydra.sweep.dir={_quoted(str(folder))}"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        search.records.close()
+
+
+def _given(key: str, words: list[str]) -> bool:
+    return any(word.partition("=")[0] == key for word in words)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", r"\'") + "'"
+
+
+def _first_of(variants: Iterable[list[str]]) -> Config:
+    """The first config of several; raises ConfigError with the problems of all, each once."""
+    first: Config | None = None
+    found: dict[str, None] = {}
+    for words in variants:
+        try:
+            config = compose.compose(words)
+            first = first or config
+            if (source := config["model"]["from_run"]) in ("last", "best"):  # of which each trial may be one
+                found[f"model.from_run must be the name or the folder of a run in a sweep, got {source}"] = None
+        except ConfigError as error:
+            found |= dict.fromkeys(str(error).splitlines())
+    if found or first is None:
+        raise ConfigError("\n".join(found))
+    return first
