@@ -24,6 +24,8 @@ from dltrain.sweeps.trial import Outcome, Trial, typed
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
+    from dltrain.sweeps.study import Study
+
 VARIANTS = 24  # of a sweep, that are composed and checked before it starts
 FREE = ("n_trials", "slots", "on_fail", "of")  # settings of a sweep that may change while it is under way
 COSTS = ("seconds", "epochs", "steps")  # of result.json, that trials may be judged by besides metrics
@@ -39,17 +41,30 @@ class Search:
         self.trial = Trial(folder, compose.literal_words(words), self)
         self.running: dict[int, Job] = {}
         self.twins: defaultdict[int, list[Job]] = defaultdict(list)  # of one that runs: proposals of the same values
+        self.study: Study | None = None  # of a search that is no grid
+        self.every: list[Params] = []  # of a grid
+        self.under_way: dict[int, Params] = {}  # when the sweep was stopped or killed
         self.over = self.stopped = False
         self.total = 0
 
     def begin(self, space: Space, config: Config) -> None:
         """Take up what has been done; raises ConfigError if that was another search, RunInUse if it is under way."""
         self.space = space
-        self.every = space.every()
-        self.total = len(self.every)
+        if self.how == "grid":
+            self.every = space.every()
+            self.total = len(self.every)
+        else:
+            from dltrain.sweeps.study import Study
+
+            self.study = Study(self.folder, self.how, self.settings["seed"], space, config)
+            self.total = self.settings["n_trials"]
         self.records.open()
         if self.records.lines:
             self._same(config)
+        if self.study:
+            if not self.records.lines:  # no trial has ended: what was under way is proposed again
+                self.study.path.unlink(missing_ok=True)
+            self.under_way = self.study.open(self.records.lines)
         self.board = Board(self.folder, self.total, self.records.lines)
 
     def _same(self, config: Config) -> None:
@@ -70,10 +85,10 @@ class Search:
         for number in range(1, self.total + 1):
             if self.over or self.stopped:
                 return
-            if number in self.records.lines and not self.records.lines[number]["exit"]:
+            if (line := self.records.lines.get(number)) and (self.study or not line["exit"]):
                 continue
-            job = self.space.job(number, self.every[number - 1])
-            if same := self._like(job.params, (line for line in self.records.lines.values() if not line["exit"])):
+            job = self.space.job(number, self._params(number))
+            if same := self._like(job.params):
                 self._ended({**same, "trial": number, "same_as": same["trial"]})
             elif twin := next((other for other in self.running.values() if other.params == job.params), None):
                 self.twins[twin.number].append(job)
@@ -82,10 +97,21 @@ class Search:
                 self.board.begins(job, typed(self.trial.literal, job.words))
                 yield job
 
-    @staticmethod
-    def _like(params: Params, lines: Iterable[Line]) -> Line | None:
-        """What became of an earlier trial of the same values."""
-        return next((line for line in lines if line.get("params") == params), None)
+    def _params(self, number: int) -> Params:
+        """The values of a trial that has not ended."""
+        if not self.study:
+            return self.every[number - 1]
+        return self.under_way.get(number) or self.study.propose(number, self.records.lines, self.asked)
+
+    @property
+    def asked(self) -> list[Job]:
+        """The trials that run, or wait for one of the same values."""
+        return [*self.running.values(), *(twin for twins in self.twins.values() for twin in twins)]
+
+    def _like(self, params: Params) -> Line | None:
+        """What became of an earlier trial of the same values; in a grid one that failed is tried again."""
+        ended = (line for line in self.records.lines.values() if self.study or not line["exit"])
+        return next((line for line in ended if line.get("params") == params), None)
 
     def take(self, job: Job, returned: "JobReturn") -> None:
         """Keep what became of a trial; raises DiskError if it found no room, ConfigError for a metric it lacks."""
@@ -99,8 +125,9 @@ class Search:
         if outcome.exit == DiskError.exit_code:
             raise DiskError(f"{outcome.message}; the same command continues the sweep")
         line = self._line(job, outcome)
-        for number, same_as in ((job.number, None), *((twin.number, job.number) for twin in self.twins[job.number])):
-            self._ended({**line, "trial": number} | ({"same_as": same_as} if same_as else {}))
+        self._ended(line)
+        for twin in self.twins.pop(job.number, []):
+            self._ended({**line, "trial": twin.number, "same_as": job.number})
         if line["exit"] and self.settings["on_fail"] == "stop":
             self.over = True
 
@@ -116,6 +143,7 @@ class Search:
             "values": values,
             "better": better,
             "seconds": result.get("seconds"),
+            "evaluations": result.get("evaluations"),
             "message": outcome.message,
             "run": outcome.run,
         }
@@ -127,6 +155,7 @@ class Search:
         known = scores | {name: float(result[name]) for name in COSTS if real(result.get(name))}
         asked = self.settings["metrics"]
         if asked is None and f"valid/{result.get('monitor')}" not in known:
+            must(self.study is None, f"sweep={self.how}", "over trials with validation rows to judge them by", "none")
             return {}, []
         names = [f"valid/{result['monitor']}"] if asked is None else [_full(name) for name in asked]
         for name in names:
@@ -138,6 +167,8 @@ class Search:
 
     def _ended(self, line: Line) -> None:
         self.records.add(line)
+        if self.study:
+            self.study.ended(line, self.records.lines, self.asked)
         self.board.ended(line)
 
     def summary(self) -> int:
@@ -147,6 +178,12 @@ class Search:
         if self.stopped:
             return Stopped.exit_code
         return 1 if any(line["exit"] for line in lines.values()) else 0
+
+    def close(self) -> None:
+        """Let go of the sweep's files."""
+        self.records.close()
+        if self.study:
+            self.study.close()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Start no more trials; a second Ctrl-C ends everything."""
@@ -207,7 +244,7 @@ def searched(words: list[str]) -> Iterator[tuple[Search, list[str]]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        search.records.close()
+        search.close()
 
 
 def _given(key: str, words: list[str]) -> bool:
