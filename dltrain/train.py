@@ -51,6 +51,12 @@ class Position:
     best_value: float | None = None
     since_best: int = 0  # evaluations
     stopped_early: bool = False
+    pruned: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether training ends here, whatever the number of epochs."""
+        return self.stopped_early or self.pruned
 
 
 class Epoch:
@@ -137,6 +143,7 @@ class Training:
         self.tick: Callable[[int, Callable[[], float]], None] = lambda step, loss: None
         self.warn: Callable[[str], None] = lambda text: None
         self.stop: Callable[[], bool] = lambda: False
+        self.prune: Callable[[Record], bool] = lambda record: False  # rank 0 alone is asked, after every evaluation
 
     def train(self) -> None:
         """Train to the end, as `course` says."""
@@ -148,7 +155,7 @@ class Training:
         self.started = time.monotonic() - position.seconds
         self.next_save = time.monotonic() + self.trainer.save_every.number
         self.talked, self.next_talk = (position.step, time.monotonic()), position.step
-        while position.epoch < self.settings.epochs and not position.stopped_early and position.step != self.last_step:
+        while position.epoch < self.settings.epochs and not position.ended and position.step != self.last_step:
             yield from self.epoch()
         self.save()
         self.checkpoints.wait()
@@ -174,7 +181,7 @@ class Training:
                 self.look = Look(self.valid_rows)
                 yield self.look
             self.after_step(ended)
-            if ended or position.stopped_early or position.step == self.last_step:
+            if ended or position.ended or position.step == self.last_step:
                 return
 
     def train_epoch(self) -> None:
@@ -248,6 +255,8 @@ class Training:
         self.step.losses.clear()
         self.step.fingerprint.write()
         self.report(record, improved)
+        if evaluated and position.epoch < self.settings.epochs:
+            position.pruned = self.trainer.tell(lambda: self.prune(record))
         if ailment := self.step.health.ailment:
             self.warn(ailment)
         return improved
@@ -317,6 +326,7 @@ class Training:
             and all(real(number) for number in (p.seconds, p.recorded_seconds, *scaler))
             and (p.best_value is None or isinstance(p.best_value, float) or real(p.best_value))
             and isinstance(p.stopped_early, bool)
+            and isinstance(p.pruned, bool)
             and all(len(pair) == 2 and all(map(real, pair)) and pair[1] > 0 for pair in p.losses.values())
             and isinstance(scaler, list)
             and len(scaler) in (0, 2)

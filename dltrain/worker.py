@@ -24,6 +24,7 @@ from dltrain.faults import point
 from dltrain.loggers import Loggers
 from dltrain.loggers.jsonl import JSONL
 from dltrain.player import Player
+from dltrain.pruning import Pruning
 from dltrain.regularizers import ORDER, EarlyStopping, Regularizer
 from dltrain.report.advice import advice
 from dltrain.report.terminal import Terminal
@@ -98,6 +99,7 @@ class Work:
     sampler: Sampler
     builder: Builder
     result: Config  # what is known of it before training
+    pruning: Pruning | None = None
 
     def twin(self) -> Training:
         """A training of the same parts with other weights, that has not begun and leaves nothing on disk."""
@@ -111,6 +113,7 @@ class Work:
         _publish(run, name, self.data, training, self.loggers)
         self.loggers.start(run.folder, self.config, training.position.step)
         training.step.fingerprint.start(run.folder, training.position.step, self.data.train["row"])
+        self.pruning = _pruned(run, self.config, training)
         _listen(
             training, terminal, self.loggers, signals, lambda: _sample(self.sampler, training, run.folder, terminal)
         )
@@ -122,7 +125,11 @@ class Work:
             point("train")
             yield from training.course()
             self.terminal.close()
-            result |= conclude(self.run, self.config, training, self.data)
+            if self.pruning and training.position.pruned:
+                result |= {"status": "pruned", "epochs": training.position.epoch, "steps": training.position.step}
+                result |= {"seconds": round(training.position.seconds, 3), **self.pruning.said()}
+            else:
+                result |= conclude(self.run, self.config, training, self.data)
         except BaseException as error:
             self._failed(error)
             raise
@@ -190,6 +197,17 @@ def build(
     result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
     result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
     return Work(run, config, terminal, data, training, loggers, sampler, builder, result)
+
+
+def _pruned(run: Run, config: Config, training: Training) -> Pruning | None:
+    """What may end a run early that is a trial of a search; any other run goes on where it was pruned as a trial."""
+    sweep = config.get("sweep") or {}
+    pruning = Pruning(sweep, run.folder, training.monitor) if sweep.get("of") else None
+    if pruning:
+        training.prune = pruning
+    if training.position.pruned:
+        training.position.pruned = training.trainer.tell(lambda: pruning is not None and pruning.again())
+    return pruning
 
 
 def _begun(run: Run, builder: Builder, data: Data, terminal: Terminal) -> Task:

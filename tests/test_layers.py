@@ -39,6 +39,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "train": {
         *("checkpoint", "distributed", "evaluate", "order", "player", "regularizers", "settings", "step", "tasks"),
     },
+    "pruning": set(),
     "environment": set(),
     "run": {"settings"},
     "opening": {"data", "environment", "run", "settings"},
@@ -47,7 +48,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "transfer": {"bundle", "checkpoint", "data", "settings", "tasks"},
     "worker": {
         *("build", "bundle", "checkpoint", "data", "distributed", "evaluate", "loggers", "player", "regularizers"),
-        *("report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),
+        *("pruning", "report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),
     },
     "together": {
         *("build", "bundle", "data", "distributed", "evaluate", "health", "opening", "order", "player"),
@@ -61,7 +62,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
         *("build", "bundle", "choices", "combining", "compose", "fingerprint", "launch", "opening", "reading", "report"),
         *("run", "settings", "together", "weighing"),
     },
-    "sweeps": {"commands", "compose", "launch", "report", "run", "together"},
+    "sweeps": {"commands", "compose", "launch", "pruning", "report", "run", "together"},
     "app": {"checks", "commands", "compose", "sweeps"},
     "completion": {"app", "choices", "commands", "compose"},
     "cli": {"app", "commands", "completion", "launch", "report"},

@@ -31,6 +31,8 @@ def run(words: list[str]) -> int:
         what = config["data"].get("path") or found.folder / "config.yaml"
         raise DataError(f"{what}: has changed since run {found.name} was started")
     recheck(config)
+    if "sweep" in config:  # who continues a trial that was pruned wants it whole
+        config["sweep"] = {**config["sweep"], "of": None}
     new = _overridden(found, config, overrides)
     n = processes(new)
     with led(new) as leads:

@@ -45,6 +45,11 @@ def _train(run: Run, name: str, config: Config, terminal: Terminal) -> None:
     terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
     run.record(config)
     result = start(run, name, config, terminal)  # torch, scikit-learn and pandas: the first words are on the screen
+    if result.get("status") == "pruned":
+        terminal.stopped(
+            f"pruned at epoch {result['epochs']}: {result['reason']}; dltrain resume run={run.name} goes on"
+        )
+        return
     terminal.finish(result, str(run.folder), predict_command(run))
 
 

@@ -8,6 +8,7 @@ import hashlib
 import signal
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain import compose
 from dltrain.commands.compare import direction
 from dltrain.errors import ConfigError, DiskError, Stopped, must, nearest, real, show
+from dltrain.pruning import PRUNERS
 from dltrain.run import ELSEWHERE, WHERE, Config, Run, differences, read_yaml
 from dltrain.sweeps.board import Board
 from dltrain.sweeps.records import Line, Records
@@ -201,12 +203,16 @@ def _check(settings: Mapping[str, Any]) -> None:
     metrics = settings["metrics"]
     must(settings["on_fail"] in ("continue", "stop"), "sweep.on_fail", "continue or stop", settings["on_fail"])
     must(
-        settings["pruner"] in ("none", "median", "halving"),
+        settings["pruner"] in ("none", *PRUNERS),
         "sweep.pruner",
         "none, median or halving",
         settings["pruner"],
     )
     listed = isinstance(metrics, list) and bool(metrics) and all(isinstance(name, str) for name in metrics)
+    several = isinstance(metrics, list) and len(metrics) > 1
+    must(not several or settings["pruner"] == "none", "sweep.pruner", "none with several metrics", settings["pruner"])
+    if settings["pruner"] != "none" and not find_spec("optuna"):
+        raise ConfigError(f"sweep.pruner={settings['pruner']} needs pip install 'dltrain[sweep]'")
     must(metrics is None or listed, "sweep.metrics", "a list of metrics such as [valid/accuracy], or null", metrics)
 
 
