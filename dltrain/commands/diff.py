@@ -114,9 +114,8 @@ def verdict(mine: Run, other: Run) -> tuple[bool, list[str]]:
         if compared.equal and weights[0] == weights[1] and not said:
             return True, [f"equal to the bit: {steps}{', the weights and the scores' if all(ended) else ''}"]
         return False, [f"equal to the bit in {steps}, different after them", *said]
-    if compared.close:
-        said = [f"equal within {number(compared.apart)}: the losses of {steps}", *said]
-    return False, [f"first different step: {compared.told()}", *said]
+    within = [f"equal within {number(compared.apart)}: the losses of {steps}"] if compared.close else []
+    return False, [*within, f"first different step: {compared.told()}", *said]
 
 
 def _scores(mine: Run, other: Run) -> list[str]:
