@@ -3,8 +3,10 @@
 https://hydra.cc/docs/advanced/plugins/develop says how plugins are made.
 """
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dltrain.run import write_whole
+from dltrain.sweeps.slots import spread
 from dltrain.sweeps.space import Job, Space
 from dltrain.sweeps.trial import Trial
 
@@ -48,6 +51,8 @@ class Sweeper(HydraSweeper):
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        if search and isinstance(self.launcher, Launcher):
+            self.launcher.stopping, self.launcher.aside = lambda: search.stopped, search.board.aside
         jobs = search.jobs() if search else space.jobs()
         return [[returned for _, returned in sorted(batch, key=lambda pair: pair[0])] for batch in self._run(jobs)]
 
@@ -75,10 +80,12 @@ def _raise(job: Job, returned: JobReturn) -> None:
 
 
 class Launcher(HydraLauncher):
-    """Runs jobs in this process one after the other."""
+    """Runs jobs in this process one after the other, or with several slots each in a process of its own."""
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
+        self.stopping: Callable[[], bool] = lambda: False
+        self.aside: Callable[[Job], contextlib.AbstractContextManager[None]] = lambda job: contextlib.nullcontext()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config, self.task = hydra_context, config, task_function
@@ -93,8 +100,15 @@ class Launcher(HydraLauncher):
         """Run jobs, and yield what became of each when it has ended; the next one is asked for when a slot is free."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        go = functools.partial(run, context=self.hydra_context, task=self.task, config=self.config)
+        if self.slots > 1:
+            logs = Path(str(self.config.hydra.sweep.dir)) / "logs"
+            yield from spread(jobs, self.slots, go, logs, self.stopping)
+            return
         for job in jobs:
-            yield job, run(job, self.hydra_context, self.task, self.config)
+            with self.aside(job):
+                returned = go(job)
+            yield job, returned
 
 
 def run(job: Job, context: HydraContext, task: TaskFunction, config: DictConfig) -> JobReturn:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain import compose
 from dltrain.commands.compare import direction
 from dltrain.errors import ConfigError, DiskError, Stopped, must, nearest, real, show
+from dltrain.launch import external
 from dltrain.pruning import PRUNERS
 from dltrain.run import ELSEWHERE, WHERE, Config, Run, differences, read_yaml
 from dltrain.sweeps.board import Board
@@ -40,6 +41,7 @@ class Search:
         self.folder, self.settings, self.how = folder, config["sweep"], config["choices"]["sweep"]
         _check(self.settings)
         self.records = Records(folder)
+        self.board = Board(folder, self.settings["slots"], self.records.lines)
         self.trial = Trial(folder, compose.literal_words(words), self)
         self.running: dict[int, Job] = {}
         self.twins: defaultdict[int, list[Job]] = defaultdict(list)  # of one that runs: proposals of the same values
@@ -67,7 +69,7 @@ class Search:
             if not self.records.lines:  # no trial has ended: what was under way is proposed again
                 self.study.path.unlink(missing_ok=True)
             self.under_way = self.study.open(self.records.lines)
-        self.board = Board(self.folder, self.total, self.records.lines)
+        self.board.start(self.total)
 
     def _same(self, config: Config) -> None:
         """Raise ConfigError if the trials that have ended are of another search."""
@@ -184,6 +186,7 @@ class Search:
     def close(self) -> None:
         """Let go of the sweep's files."""
         self.records.close()
+        self.board.close()
         if self.study:
             self.study.close()
 
@@ -201,6 +204,12 @@ def _full(name: str) -> str:
 def _check(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError for settings of a sweep that its checked types do not rule out."""
     metrics = settings["metrics"]
+    must(
+        settings["slots"] == 1 or not external(),
+        "sweep.slots",
+        "1 where somebody else has started the processes",
+        settings["slots"],
+    )
     must(settings["on_fail"] in ("continue", "stop"), "sweep.on_fail", "continue or stop", settings["on_fail"])
     must(
         settings["pruner"] in ("none", *PRUNERS),
