@@ -19,6 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dltrain.run import write_whole
+from dltrain.sweeps.beside import side_by_side
+from dltrain.sweeps.search import Search
 from dltrain.sweeps.slots import spread
 from dltrain.sweeps.space import Job, Space
 from dltrain.sweeps.trial import Trial
@@ -52,22 +54,29 @@ class Sweeper(HydraSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         if search and isinstance(self.launcher, Launcher):
-            self.launcher.stopping, self.launcher.aside = lambda: search.stopped, search.board.aside
+            self.launcher.search = search
         jobs = search.jobs() if search else space.jobs()
         return [[returned for _, returned in sorted(batch, key=lambda pair: pair[0])] for batch in self._run(jobs)]
 
     def _run(self, jobs: Iterator[Job]) -> Iterator[list[tuple[int, JobReturn]]]:
         """What became of the jobs, by batches: one of our own launcher, which takes another job when a slot is free."""
-        take = self.task.search.take if isinstance(self.task, Trial) and self.task.search else _raise
+        search = self.task.search if isinstance(self.task, Trial) else None
+        take = search.take if search else _raise
         if isinstance(self.launcher, Launcher) and not self.max_batch_size:
-            batch = []
-            for job, returned in self.launcher.as_done(jobs):
+            batch: list[tuple[int, JobReturn]] = []
+
+            def taken(job: Job, returned: JobReturn) -> None:
                 take(job, returned)
                 batch.append((job.number, returned))
+
+            self.launcher.go(jobs, taken)
             yield batch
             return
         size = self.max_batch_size or OmegaConf.select(self.config, "sweep.slots")
         while some := list(itertools.islice(jobs, size)):
+            if search and not isinstance(self.launcher, Launcher):  # ours says so itself
+                for job in some:
+                    search.begins(job)
             all_returned = self.launcher.launch([job.words for job in some], initial_job_idx=some[0].number - 1)
             for job, returned in zip(some, all_returned, strict=True):
                 take(job, returned)
@@ -84,8 +93,7 @@ class Launcher(HydraLauncher):
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
-        self.stopping: Callable[[], bool] = lambda: False
-        self.aside: Callable[[Job], contextlib.AbstractContextManager[None]] = lambda job: contextlib.nullcontext()
+        self.search: Search | None = None  # of which the jobs are trials
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config, self.task = hydra_context, config, task_function
@@ -93,32 +101,45 @@ class Launcher(HydraLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run a batch of jobs; returns what became of them, in their order."""
         jobs = (Job(k, {}, tuple(words)) for k, words in enumerate(job_overrides, initial_job_idx + 1))
-        done = {job.number: returned for job, returned in self.as_done(jobs)}
+        done: dict[int, JobReturn] = {}
+        self.go(jobs, lambda job, returned: done.update({job.number: returned}))
         return [done[number] for number in sorted(done)]
 
-    def as_done(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, JobReturn]]:
-        """Run jobs, and yield what became of each when it has ended; the next one is asked for when a slot is free."""
+    def go(self, jobs: Iterator[Job], take: Callable[[Job, JobReturn], None]) -> None:
+        """Run jobs, the next when a slot is free, and tell `take` what became of each when it has ended."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        go = functools.partial(run, context=self.hydra_context, task=self.task, config=self.config)
+        search = self.search
+        alone = functools.partial(run, context=self.hydra_context, task=self.task, config=self.config)
+        if search and search.together:
+            whole = functools.partial(composed, context=self.hydra_context, config=self.config)
+            side_by_side(jobs, search, whole, alone, take)
+            return
+        jobs = map(search.begins, jobs) if search else jobs
         if self.slots > 1:
             logs = Path(str(self.config.hydra.sweep.dir)) / "logs"
-            yield from spread(jobs, self.slots, go, logs, self.stopping)
+            for job, returned in spread(jobs, self.slots, alone, logs, lambda: bool(search and search.stopped)):
+                take(job, returned)
             return
         for job in jobs:
-            with self.aside(job):
-                returned = go(job)
-            yield job, returned
+            with search.board.aside(job) if search else contextlib.nullcontext():
+                returned = alone(job)
+            take(job, returned)
+
+
+def composed(job: Job, context: HydraContext, config: DictConfig) -> DictConfig:
+    """The config of a job, with Hydra's own part."""
+    found: DictConfig = context.config_loader.load_sweep_config(config, list(job.words))
+    with open_dict(found):
+        found.hydra.job.id = found.hydra.job.num = job.number - 1
+    return found
 
 
 def run(job: Job, context: HydraContext, task: TaskFunction, config: DictConfig) -> JobReturn:
     """Run a job in this process."""
-    composed = context.config_loader.load_sweep_config(config, list(job.words))
-    with open_dict(composed):
-        composed.hydra.job.id = composed.hydra.job.num = job.number - 1
     returned = run_job(
         task_function=task,
-        config=composed,
+        config=composed(job, context, config),
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
         hydra_context=context,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dltrain.sweeps.study import Study
 
 VARIANTS = 24  # of a sweep, that are composed and checked before it starts
-FREE = ("n_trials", "slots", "on_fail", "of")  # settings of a sweep that may change while it is under way
+FREE = ("n_trials", "slots", "on_fail", "of", "together")  # settings of a sweep that may change while it is under way
 COSTS = ("seconds", "epochs", "steps")  # of result.json, that trials may be judged by besides metrics
 
 
@@ -39,7 +39,8 @@ class Search:
 
     def __init__(self, folder: Path, config: Config, words: list[str]) -> None:
         self.folder, self.settings, self.how = folder, config["sweep"], config["choices"]["sweep"]
-        _check(self.settings)
+        _check(self.how, self.settings)
+        self.reports = bool(config["report"])
         self.records = Records(folder)
         self.board = Board(folder, self.settings["slots"], self.records.lines)
         self.trial = Trial(folder, compose.literal_words(words), self)
@@ -98,8 +99,17 @@ class Search:
                 self.twins[twin.number].append(job)
             else:
                 self.running[number] = job
-                self.board.begins(job, typed(self.trial.literal, job.words))
                 yield job
+
+    def begins(self, job: Job) -> Job:
+        """Say that a trial begins; returns it."""
+        self.board.begins(job, typed(self.trial.literal, job.words))
+        return job
+
+    @property
+    def together(self) -> bool:
+        """Whether trials may be trained side by side in this process: none of them waits for another's end."""
+        return bool(self.settings["together"]) and _apart(self.how, self.settings)
 
     def _params(self, number: int) -> Params:
         """The values of a trial that has not ended."""
@@ -179,6 +189,10 @@ class Search:
         """Say what came of the sweep; returns its exit code."""
         lines = self.records.lines
         self.board.summary()
+        if self.reports and any(line["values"] for line in lines.values()):
+            from dltrain.commands.report import write_sweep
+
+            write_sweep(self.folder)
         if self.stopped:
             return Stopped.exit_code
         return 1 if any(line["exit"] for line in lines.values()) else 0
@@ -201,7 +215,12 @@ def _full(name: str) -> str:
     return name if "/" in name.split("/")[0] or name.startswith("valid/") or name in COSTS else f"valid/{name}"
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _apart(how: str, settings: Mapping[str, Any]) -> bool:
+    """Whether all trials are known before any of them ends, and run in this process."""
+    return how != "tpe" and settings["pruner"] == "none" and settings["slots"] == 1 and not external()
+
+
+def _check(how: str, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError for settings of a sweep that its checked types do not rule out."""
     metrics = settings["metrics"]
     must(
@@ -209,6 +228,13 @@ def _check(settings: Mapping[str, Any]) -> None:
         "sweep.slots",
         "1 where somebody else has started the processes",
         settings["slots"],
+    )
+    must(settings["together"] in ("auto", True, False), "sweep.together", "auto, true or false", settings["together"])
+    must(
+        settings["together"] is not True or _apart(how, settings),
+        "sweep.together",
+        "auto or false with sweep=tpe, a pruner, several slots or processes that somebody else has started",
+        settings["together"],
     )
     must(settings["on_fail"] in ("continue", "stop"), "sweep.on_fail", "continue or stop", settings["on_fail"])
     must(

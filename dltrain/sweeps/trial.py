@@ -1,16 +1,17 @@
 """The task of Hydra's jobs: train one trial, an ordinary run named by its settings, and say what came of it."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import compose
 from dltrain.errors import UserError, tell
-from dltrain.run import Run
+from dltrain.run import Config, Run
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
     from dltrain.sweeps.search import Search
@@ -44,24 +45,31 @@ class Trial:
         from dltrain.commands.train import train
 
         names: list[str] = []
-        root = Path()
+        config: Config = {}
         try:
-            config = compose.checked(cfg, compose.chosen(HydraConfig.get()))
-            root = Path(config["output_root"]).expanduser()
-            own = {"name": None, "sweep": self._told(config["sweep"])}
-            code = train({**config, **own}, typed(self.literal, HydraConfig.get().overrides.task), names.append)
-            message = ""
+            config, words = self.told(cfg, HydraConfig.get())
+            code, message = train(config, words, names.append), ""
         except UserError as error:
             code, message = tell(error), str(error)
         except Exception as error:
             traceback.print_exc()
             code, message = 1, f"{type(error).__name__}: {error}"
-        run = names[-1] if names else None
-        return Outcome(code, message, run, Run(root / run).result() if run else {})
+        return self.outcome(config, code, message, names[-1] if names else None)
 
-    def _told(self, sweep: Mapping[str, Any]) -> dict[str, Any]:
-        """The sweep's settings as a run has them: one that is to be pruned knows of which search it is a trial."""
-        return {**sweep, "of": None if sweep["pruner"] == "none" else str(self.folder.absolute())}
+    def told(self, cfg: "DictConfig", hydra: "DictConfig | HydraConf") -> tuple[Config, list[str]]:
+        """The config of a trial's run, and what was typed; raises ConfigError if something is wrong with it.
+
+        One that is to be pruned knows of which search it is a trial.
+        """
+        config = compose.checked(cfg, compose.chosen(hydra))
+        of = None if config["sweep"]["pruner"] == "none" else str(self.folder.absolute())
+        own = {"name": None, "sweep": {**config["sweep"], "of": of}}
+        return {**config, **own}, typed(self.literal, hydra.overrides.task)
+
+    def outcome(self, config: Config, code: int, message: str, name: str | None) -> Outcome:
+        """What became of a trial, whose run has a name if it was opened."""
+        result = Run(Path(config["output_root"]).expanduser() / name).result() if name else {}
+        return Outcome(code, message, name, result)
 
 
 def typed(literal: Sequence[str], words: Sequence[str]) -> list[str]:
