@@ -168,15 +168,31 @@ class Checkpoints:
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future | None = None
         self.saved: int | None = None
+        self.patient = False  # whether the best state so far waits in memory until a checkpoint is due
+        self.held: tuple[int, Tensors, State] | None = None
 
-    def save(self, step: int, tensors: Tensors, state: State, best: int | None) -> None:
-        """Write a checkpoint in the background; errors of the one before it surface here."""
+    def save(self, step: int, tensors: Tensors, state: State, best: int | None, due: bool = True) -> None:
+        """Write a checkpoint in the background, after the best if that waits; errors of those before surface here."""
         self.wait()
         if step == self.saved or not self.writes:
             return
+        state = {"format": FORMAT, "best": best, **state}
+        if self.patient and best == step:
+            self.held = step, tensors, state
+        if self.patient and not due:
+            return
+        written = [(step, tensors, state)]
+        if self.held is not None and self.saved is not None:
+            written[:0] = [self.held] if self.saved < self.held[0] < step else []
+        elif self.held is not None and self.held[0] < step:
+            written.insert(0, self.held)
         self.saved = step
         self.before_save()
-        self.pending = self.writer.submit(self._write, step, tensors, {"format": FORMAT, "best": best, **state}, best)
+        self.pending = self.writer.submit(self._write_all, written, best)
+
+    def _write_all(self, written: list[tuple[int, Tensors, State]], best: int | None) -> None:
+        for step, tensors, state in written:
+            self._write(step, tensors, state, best)
 
     def wait(self) -> None:
         """Wait until everything is on disk; raises OSError if the disk is full or read-only."""
@@ -273,7 +289,7 @@ class Checkpoints:
     def load_weights(self, step: int, task: nn.Module, trainer: Single) -> bool:
         """Load a checkpoint's weights, averaged ones where they are kept; False, with a warning, if it is damaged."""
         try:
-            tensors, _ = self.read(step)
+            tensors = self.held[1] if self.held is not None and self.held[0] == step else self.read(step)[0]
         except Damaged as error:
             self.warn(
                 f"the best checkpoint, step-{step:08d}, was rejected ({error}); the last weights are used instead"

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,21 @@ from typing import Any
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit and command, for whoever wants to know later."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": _versions(),
+        "source": _source(),
+        "git": _git(Path.cwd()),
+    }
+
+
+@cache  # a process imports each of them once
+def _versions() -> dict[str, str]:
     packages = (
         "dltrain",
         "torch",
@@ -31,19 +47,10 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "unknown"
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-        "source": _source(),
-        "git": _git(),
-    }
+    return versions
 
 
+@cache
 def _processor() -> str:
     """What computes: other processors have other instructions, which round otherwise."""
     with contextlib.suppress(OSError):
@@ -53,17 +60,23 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def _source() -> str:
     """SHA-256 of dltrain's own code, of which a version number says too little."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
-def _git() -> dict[str, Any] | None:
+@cache  # so that the runs of a sweep do not each ask git, which takes as long as a short training
+def _git(folder: Path) -> dict[str, Any] | None:
     """Commit and whether the work tree differs from it; None outside a repository."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, cwd=folder
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True, cwd=folder
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

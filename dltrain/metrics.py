@@ -67,21 +67,34 @@ def score(target: "Target", prediction: Tensor, truth: Tensor, threshold: float 
         truth: number (rows, n) in own units; binary (rows, 1); classes int64 (rows,); multilabel (rows, L).
         threshold: a yes is a probability above it.
     """
+    return score_each(target, prediction.unsqueeze(0), truth, threshold)[0]
+
+
+def score_each(target: "Target", predictions: Tensor, truth: Tensor, threshold: float = 0.5) -> list[dict[str, float]]:
+    """As `score`, of several predictions (several, rows, ...) of the same rows."""
+    found: list[dict[str, float]] = [{} for _ in predictions]
+    good = [k for k, each in enumerate(predictions) if len(truth) and bool(each.isfinite().all())]
+    if target.kind == "classes" and good:
+        smallest = torch.finfo(predictions.dtype).eps
+        scored = _classes(predictions[good].detach().double().cpu(), truth.detach().cpu(), smallest)
+    else:
+        scored = [_scored(target, predictions[k], truth, threshold) for k in good]
+    for k, values in zip(good, scored, strict=True):
+        found[k] = {name: value for name, value in values.items() if math.isfinite(value)}
+    return found
+
+
+def _scored(target: "Target", prediction: Tensor, truth: Tensor, threshold: float) -> dict[str, float]:
     smallest = torch.finfo(prediction.dtype).eps  # what log_loss may blame the network for: it gave this dtype
     threshold = torch.tensor(threshold, dtype=prediction.dtype).item()  # as p is rounded: 0.2 is not above 0.2
     prediction, truth = prediction.detach().double().cpu(), truth.detach().cpu()
-    if len(truth) == 0 or not bool(prediction.isfinite().all()):
-        return {}
     match target.kind:
         case "number":
-            found = _numbers(target.names, prediction, truth.double())
-        case "classes":
-            found = _classes(prediction, truth, smallest)
+            return _numbers(target.names, prediction, truth.double())
         case "binary":
-            found = _binary(prediction[:, 0], truth[:, 0].long(), threshold, smallest)
+            return _binary(prediction[:, 0], truth[:, 0].long(), threshold, smallest)
         case _:
-            found = _labels(target.names, prediction, truth.long(), threshold)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            return _labels(target.names, prediction, truth.long(), threshold)
 
 
 def _numbers(columns: tuple[str, ...], prediction: Tensor, truth: Tensor) -> dict[str, float]:
@@ -104,24 +117,51 @@ def _numbers(columns: tuple[str, ...], prediction: Tensor, truth: Tensor) -> dic
     return found | _per_column(columns, values)
 
 
-def _classes(prediction: Tensor, truth: Tensor, smallest: float) -> dict[str, float]:
-    """Scores of probabilities (rows, C) against classes (rows,)."""
-    from torchmetrics.functional.classification import (
-        multiclass_calibration_error,
-        multiclass_stat_scores,
-        multilabel_auroc,
-    )
+def _classes(predictions: Tensor, truth: Tensor, smallest: float) -> list[dict[str, float]]:
+    """Scores of probabilities (several, rows, C) against classes (rows,)."""
+    n, rows = predictions.shape[2], len(truth)
+    rest = truth[:, None] == torch.arange(n)  # one class against the rest
+    found = predictions.argmax(2)
+    named = found.unsqueeze(2) == torch.arange(n)
+    tp, said, support = (named & rest).sum(1), named.sum(1), rest.sum(0).expand(len(found), n)
+    counts = torch.stack([tp, said - tp, rows - said - support + tp, support - tp, support], 2).double()
+    scored = [_of_counts(each, rows) for each in counts]
+    seen = support[0] > 0  # for the classes that these rows have
+    likely = predictions[:, torch.arange(rows), truth].clamp(smallest, 1 - smallest)
+    values = {"log_loss": -likely.log().mean(1), "calibration_error": _calibration(predictions, found == truth)}
+    if int(seen.sum()) > 1:
+        values = {"auroc": _auroc(predictions[:, :, seen], rest[:, seen]).mean(1)} | values
+    for name, each in values.items():
+        for scores, value in zip(scored, each.tolist(), strict=True):
+            scores[name] = value
+    return scored
 
-    n = prediction.shape[1]
-    counts = multiclass_stat_scores(prediction, truth, n, average=None, validate_args=False).double()
-    found = _of_counts(counts, len(truth))
-    seen = counts[:, 4] > 0
-    if int(seen.sum()) > 1:  # one class against the rest, for the classes that these rows have
-        rest = (truth[:, None] == torch.arange(n)).long()[:, seen]
-        found["auroc"] = float(multilabel_auroc(prediction[:, seen], rest, int(seen.sum()), validate_args=False))
-    found["log_loss"] = float(-prediction.gather(1, truth[:, None]).clamp(smallest, 1 - smallest).log().mean())
-    found["calibration_error"] = float(multiclass_calibration_error(prediction, truth, n, validate_args=False))
-    return found
+
+def _auroc(predictions: Tensor, truth: Tensor) -> Tensor:
+    """(several, C) of areas under ROC curves of (several, rows, C) against yes and no (rows, C), by ranks.
+
+    https://doi.org/10.1148/radiology.143.1.7063747; torchmetrics walks through the classes one by one, 0.3 ms each.
+    """
+    values = predictions.transpose(1, 2).contiguous()
+    ordered = values.sort(2).values
+    ranks = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True) + 1
+    yes = truth.T.sum(1)
+    above = (ranks * truth.T).sum(2).double() / 2 - (yes * (yes + 1)).double() / 2
+    return above / (yes * (len(truth) - yes))
+
+
+def _calibration(predictions: Tensor, right: Tensor, bins: int = 15) -> Tensor:
+    """(several,) of expected calibration errors of (several, rows, C), as torchmetrics has them.
+
+    https://arxiv.org/abs/1706.04599
+    """
+    sure = predictions.amax(2)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float)
+    which = (torch.bucketize(sure, edges, right=True) - 1).clamp(max=bins)
+    sums = torch.zeros(2, len(sure), bins + 1, dtype=torch.float64)
+    sums[0].scatter_add_(1, which, right.double())
+    sums[1].scatter_add_(1, which, sure)
+    return (sums[0] - sums[1]).abs().sum(1) / sure.shape[1]
 
 
 def _binary(prediction: Tensor, truth: Tensor, threshold: float, smallest: float) -> dict[str, float]:

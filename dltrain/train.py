@@ -105,10 +105,10 @@ class Stretch:
 
 @dataclass
 class Look:
-    """Rows that are not trained on, whose losses and predictions are wanted; `found` is what `assess` finds."""
+    """Rows that are not trained on, whose losses and metrics are wanted; these, where somebody else has made them."""
 
     rows: Rows
-    found: tuple[dict[str, float], Tensor] | None = None
+    metrics: dict[str, float] | None = None
 
 
 class Training:
@@ -135,6 +135,7 @@ class Training:
         self.bounds = batch_bounds(self.n_rows, batch_size, step.least)
         self.position = Position()
         self.started = self.next_save = time.monotonic()
+        self.pause = 0.05  # seconds between two agreements
         self.talked, self.next_talk = (0, self.started), 0  # step and time of the last agreement, step of the next
         self.last_step: int | None = None  # to stop at, for whoever wants no more than the beginning
         self.look: Look | None = None  # that was given out, until its evaluation is made
@@ -158,7 +159,8 @@ class Training:
         while position.epoch < self.settings.epochs and not position.ended and position.step != self.last_step:
             yield from self.epoch()
         self.save()
-        self.checkpoints.wait()
+        if not self.checkpoints.patient:
+            self.checkpoints.wait()
 
     def epoch(self) -> Iterator[Stretch | Look]:
         """Walk through the rest of the epoch under way."""
@@ -209,8 +211,9 @@ class Training:
         if evaluated or ended:
             improved = self.record(evaluated)
         stop, due = self._agreed(ended)
-        if improved or stop or due or self._due(self.trainer.save_every, ended):
-            self.save()
+        due = stop or due or self._due(self.trainer.save_every, ended)
+        if improved or due:
+            self.save(due)
         if stop:
             self.checkpoints.wait()
             raise Stopped(f"stopped at epoch {position.epoch}, step {position.step}, and saved; run again to continue")
@@ -221,14 +224,14 @@ class Training:
         return every.unit == "steps" and self.position.step % every.number == 0
 
     def _agreed(self, ended: bool) -> tuple[bool, bool]:
-        """Whether to stop, and whether it is time to save: what ranks must agree on, asked about 20 times a second."""
+        """Whether to stop, and whether it is time to save: what ranks must agree on, asked every `pause`."""
         step, now = self.position.step, time.monotonic()
         if step < self.next_talk and not ended:
             return False, False
         late = self.trainer.save_every.unit == "s" and now >= self.next_save
         pace = (now - self.talked[1]) / max(1, step - self.talked[0])
         stop, due, pace = self.trainer.agree([float(self.stop()), float(late), pace])
-        steps = max(1, min(1024, int(0.05 / max(pace, 1e-9))))
+        steps = max(1, min(1024, int(self.pause / max(pace, 1e-9))))
         steps = 2 ** (steps.bit_length() - 1)
         self.next_talk, self.talked = (step // steps + 1) * steps, (step, now)  # at the same steps in runs side by side
         return bool(stop), bool(due)
@@ -264,8 +267,10 @@ class Training:
     def evaluate(self, rows: Rows) -> dict[str, float]:
         """Losses and metrics of rows that are not trained on."""
         point("evaluate")
-        look, self.look = self.look or Look(rows), None
-        losses, predictions = look.found or assess(self.task, self.players, rows, self.trainer)
+        look, self.look = self.look, None
+        if look is not None and look.metrics is not None:
+            return look.metrics
+        losses, predictions = assess(self.task, self.players, rows, self.trainer)
         truth = {key: values.cpu() for key, values in rows.items()}
         metrics = self.trainer.tell(lambda: named("", losses) | self.task.metrics(predictions, truth))
         point("evaluated")
@@ -283,8 +288,11 @@ class Training:
         position.stopped_early = self.early_stopping.should_stop(position.since_best)
         return improved
 
-    def save(self) -> None:
-        """Write a checkpoint of this position; a state that a non-finite step might have touched is never kept."""
+    def save(self, due: bool = True) -> None:
+        """Write a checkpoint of this position; a state that a non-finite step might have touched is never kept.
+
+        One that is not `due` is of the best state so far, which may wait.
+        """
         position = self.position
         self.step.finite.check(position.step)
         position.seconds = time.monotonic() - self.started
@@ -293,9 +301,10 @@ class Training:
         state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
         state |= {"processes": self.trainer.world_size, "scaler": self.step.finite.state()}
         state["health"] = self.step.health.state()
-        self.step.fingerprint.write(sync=True)
-        self.checkpoints.save(position.step, tensors, state, position.best_step)
-        self.next_save = time.monotonic() + self.trainer.save_every.number
+        self.step.fingerprint.write(sync=due)
+        self.checkpoints.save(position.step, tensors, state, position.best_step, due)
+        if due or not self.checkpoints.patient:
+            self.next_save = time.monotonic() + self.trainer.save_every.number
 
     def restore(self) -> State | None:
         """Take up the newest checkpoint that verifies and return its state; None if there is none."""
@@ -337,7 +346,8 @@ class Training:
     def restore_best(self) -> bool:
         """Load the weights of the best evaluation (averaged, if an average is kept); False if they cannot be read."""
         best = self.position.best_step
-        self.checkpoints.wait()
+        if not self.checkpoints.patient:
+            self.checkpoints.wait()
         self.trainer.barrier()  # rank 0 writes them
         for player in self.players.values():
             player.use_average()

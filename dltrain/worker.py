@@ -130,6 +130,7 @@ class Work:
                 result |= {"seconds": round(training.position.seconds, 3), **self.pruning.said()}
             else:
                 result |= conclude(self.run, self.config, training, self.data)
+            training.checkpoints.wait()
         except BaseException as error:
             self._failed(error)
             raise

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dltrain.curves import curves
 from dltrain.errors import ConfigError
-from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, load, score
+from dltrain.metrics import best_threshold, check_monitor, default_monitor, direction, load, score, score_each
 from dltrain.tasks.task import Columns, Move, Task
 
 
@@ -83,6 +83,9 @@ class Supervised(Task):
 
     def curves(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Any]:
         return curves(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))
+
+    def metrics_each(self, predictions: Tensor, rows: Mapping[str, Tensor]) -> list[dict[str, float]]:
+        return score_each(self.target, predictions, self.target.decode(rows["target"]), float(self.threshold))
 
     def monitor(self, name: str | None) -> tuple[str, str]:
         load()

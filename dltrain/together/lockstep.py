@@ -18,6 +18,7 @@ from dltrain.worker import Work
 
 LARGEST = 2**15  # parameters of a network from which on one by one is as fast (measured on MLPs)
 NUMBERS = 2**20  # parameters of all members of a stack: with more, they leave a core's cache between two steps
+PAUSE = 0.5  # seconds between two looks at the clock and at signals, which all members take
 GAIN = 0.95  # of the time that a step takes alone, that it may take together
 TRIALS = 5  # steps that are timed
 UNKNOWN = (Disagree, RuntimeError, NotImplementedError, ValueError, UserWarning)  # what torch.func makes of the rest
@@ -29,6 +30,7 @@ class Member:
 
     def __init__(self, work: Work, ended: Callable[[BaseException | None], None]) -> None:
         self.work, self.training, self.ended = work, work.training, ended
+        work.training.checkpoints.patient, work.training.pause = True, PAUSE
         self.course: Generator[Any, None, Any] = work.course()
         self.wish: Stretch | Look | None = None  # None: it has ended
 
@@ -166,4 +168,4 @@ def look(members: Sequence[Member], stack: Stack) -> None:
         n_rows, size = len(rows["features"]), chunk_size(rows["features"], task.widens)
         point("evaluate-together")
         for wish, found in zip(wishes, stack.assess(rows, [*trainer.chunks(n_rows, size)]), strict=True):
-            wish.found = found
+            wish.metrics = found

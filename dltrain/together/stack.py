@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from dltrain.evaluate import named
 from dltrain.faults import point
 from dltrain.health import Health, Layer, Units, activations, flats
 from dltrain.order import noise_seed, row_seeds
@@ -430,8 +431,8 @@ class Stack:
     # Looks at rows that are not trained on.
 
     @torch.no_grad()
-    def assess(self, rows: Rows, chunks: Sequence[tuple[int, int]]) -> list[tuple[dict[str, float], Tensor]]:
-        """As dltrain.evaluate.assess, of all members on the same rows."""
+    def assess(self, rows: Rows, chunks: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+        """Losses and metrics of the same rows, of all members."""
         task, device = self.template.task.eval(), self.device
         averaged = {name: self._averaged(name) for name in self.leaves} if self.flat_average is not None else None
         buffers, self.buffers = self.buffers, {**self.buffers, **self.average}
@@ -447,10 +448,10 @@ class Stack:
             found.append(predictions.cpu())
         self.buffers = buffers
         task.train()
+        truth = {key: values.cpu() for key, values in rows.items()}
+        metrics = task.metrics_each(torch.cat(found, 1), truth)
         means = (sums[:, 0] / sums[:, 1]).tolist()
-        return [
-            ({self.template.player: mean}, own) for mean, own in zip(means, torch.cat(found, 1).unbind(), strict=True)
-        ]
+        return [named("", {self.template.player: mean}) | own for mean, own in zip(means, metrics, strict=True)]
 
 
 def _share(count: Tensor | float) -> Tensor:

@@ -94,7 +94,8 @@ class Group:
         self.opening(number, name)
         if run.result().get("status") == "finished":
             return None
-        run.record(config)
+        if run.folder.name == name:
+            run.record(config)
         settings, builder = parts(config)
         quiet = Quiet(self.terminal, name)
         data = self.read(run, config, builder, trainer, quiet)
