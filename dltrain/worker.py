@@ -196,7 +196,7 @@ def build(
         terminal.warn(f"trainer.threads was {recorded} so far and is {threads} now: the last bits may differ")
     result = {"monitor": training.monitor, "direction": training.direction, "threads": threads}
     result |= {"device": str(trainer.device), "compile": trainer.compile, "deterministic": trainer.deterministic}
-    result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size}
+    result |= {"trainer": config["choices"]["trainer"], "processes": trainer.world_size, "together": 1}
     return Work(run, config, terminal, data, training, loggers, sampler, builder, result)
 
 

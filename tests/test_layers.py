@@ -51,7 +51,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
         *("pruning", "report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),
     },
     "together": {
-        *("build", "bundle", "data", "distributed", "evaluate", "health", "opening", "order", "player"),
+        *("build", "bundle", "data", "distributed", "evaluate", "fingerprint", "health", "opening", "order", "player"),
         *("regularizers", "report", "run", "settings", "tasks", "train", "worker"),
     },
     "launch": {"distributed", "report", "run", "worker"},

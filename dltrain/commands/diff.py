@@ -13,7 +13,15 @@ from dltrain.fingerprint.file import read
 from dltrain.report.text import aligned, number, shown
 from dltrain.run import GROUPS, Config, Run, find
 
-HOW = ("trainer", "processes", "threads", "device", "compile", "deterministic")  # of a result: how it came about
+HOW = (
+    "trainer",
+    "processes",
+    "together",
+    "threads",
+    "device",
+    "compile",
+    "deterministic",
+)  # of a result: how it came about
 
 
 @dataclass

@@ -57,6 +57,7 @@ def show(terminal: Terminal, run: Run, result: Config) -> None:
     """Show a finished run, and what about it may differ in the last bits elsewhere."""
     terminal.opening(f"{run.name} is finished; fresh=true trains it again")
     how = [f"threads {result.get('threads')}", f"device {result.get('device')}"]
+    how += [f"{result['together']} side by side"] if result.get("together", 1) > 1 else []
     how += ["compiled"] if result.get("compile") else []
     how += [] if result.get("deterministic") else ["not deterministic"]
     terminal.note("trained with " + ", ".join(how))

@@ -1,6 +1,7 @@
 """fingerprint.bin: a head of 32 bytes, then 32 bytes for every move of every step; numpy alone reads it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,13 @@ class File:
         except OSError as error:
             raise self._refused(error) from error
 
-    def append(self, moves: np.ndarray, sync: bool) -> None:
-        """Write moves, and wait until the disk has them if asked to."""
+    def append(self, moves: Sequence[np.ndarray], sync: bool) -> None:
+        """Write moves, and wait until the disk has all that was written if asked to."""
+        if not moves and not sync:
+            return
         try:
             with self.path.open("ab") as file:
-                file.write(moves.tobytes())
+                file.writelines(some.tobytes() for some in moves)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())

@@ -99,6 +99,7 @@ class Fingerprint:
         self.sharded = False
         self.numbers = torch.empty(0, dtype=torch.int64)  # of the training rows, in their file
         self.rows: list[int] = []  # checksums of the batches of the epoch under way, from the end
+        self.made: list[np.ndarray] = []  # moves that are not written yet
         self._clear()
 
     def _clear(self) -> None:
@@ -151,8 +152,26 @@ class Fingerprint:
         if len(self.losses) == AT_MOST:
             self.write()
 
+    def settled(self) -> tuple[int, float]:
+        """A checksum of the settings of the only player's optimizer, and its largest lr."""
+        [watched] = self.watched.values()
+        return next(_settled([watched.settings()]))
+
+    def given(self, moves: np.ndarray) -> None:
+        """Take moves that somebody else has watched, (moves,) of MOVE, all but the rows of each."""
+        self._make()
+        moves["rows"] = [self.rows.pop() for _ in moves]
+        self.made.append(moves)
+
     def write(self, sync: bool = False) -> None:
         """Write all that was taken; every rank must ask."""
+        self._make()
+        if self.file is not None:
+            self.file.append(self.made, sync)
+        self.made.clear()
+
+    def _make(self) -> None:
+        """Turn what was taken into moves of a file."""
         if not self.facts:
             return
         moved = {fact[2] for fact in self.facts}
@@ -168,7 +187,7 @@ class Fingerprint:
                 moves["weights"][moves["step"] == step] = known
             moves["loss"] = torch.stack(self.losses).cpu().numpy()
             moves["settings"], moves["lr"] = zip(*_settled(self.settings), strict=True)
-            self.file.append(moves, sync)
+            self.made.append(moves)
         self._clear()
 
 

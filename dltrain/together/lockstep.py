@@ -91,6 +91,8 @@ def shape(training: Training) -> str:
 def side_by_side(members: Sequence[Member], forced: bool) -> None:
     """Train runs of one shape."""
     template = stackable(members, forced) if len(members) > 1 else None
+    for member in members:
+        member.work.result["together"] = 1 if template is None else len(members)
     for member in members if template is None else lockstep(list(members), template):
         member.finish()
 

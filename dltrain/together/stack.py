@@ -23,6 +23,7 @@ from dltrain.player import Player
 from dltrain.regularizers import Regularizer
 from dltrain.tasks.task import Task
 from dltrain.together.draws import Draws
+from dltrain.together.fingerprints import Fingerprints
 from dltrain.together.numbers import Disagree, Numbers, Varied
 from dltrain.train import Rows, Stretch, Training
 
@@ -147,6 +148,7 @@ class Stack:
         self.flat_average = torch.stack([_flat(a[n] for n in names) for a in averages]) if averages[0] else None
         self.optimizer = self._optimizer()
         self.schedulers_move = self.players[0].every_step and not trial
+        self.fingerprints = None if trial else Fingerprints([member.step.fingerprint for member in members])
         if not trial:  # which moves copies
             self.hand_out()
         rows = [member.train_rows for member in members]
@@ -261,6 +263,8 @@ class Stack:
             if lost:
                 break
         self._settle(stretches, done, lost, fresh)
+        if self.fingerprints:
+            self.fingerprints.hand_out(step, lost)
         return lost
 
     def _settle(self, stretches: Sequence[Stretch], done: int, lost: Sequence[int], fresh: bool) -> None:
@@ -323,8 +327,12 @@ class Stack:
         good = total.detach().isfinite() & norms.isfinite()
         lost = [] if good.all() else (~good).nonzero().flatten().tolist()
         before = self.flat.clone() if looking else None
+        if self.fingerprints:
+            self.fingerprints.begin(step, self.flat, self.schedulers_move)
         with self._kept(lost):
             self.move(gradient, norms)
+        if self.fingerprints:
+            self.fingerprints.moved(gradient, mean)
         self.totals = self.totals + torch.where(good, total.detach(), 0)
         self.counts = self.counts + (torch.where(good, count, 0) if lost else count)
         if before is not None and not lost:

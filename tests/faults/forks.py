@@ -183,7 +183,15 @@ def killed(self, step, *rest):
 Checkpoints._write = killed
 """
 CLOCK = ("time", "seconds", "recorded_seconds", "rows_per_second")  # what no two runs have in common
-WHERE = ("trainer", "processes", "threads", "device", "compile", "deterministic")  # what says where a run ended
+WHERE = (
+    "trainer",
+    "processes",
+    "together",
+    "threads",
+    "device",
+    "compile",
+    "deterministic",
+)  # what says where a run ended
 
 
 def outcome(run: Path) -> dict[str, str]:
