@@ -2,16 +2,17 @@
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dltrain.commands import parse_known
 from dltrain.commands.diff import differing, table, verdict
 from dltrain.commands.train import go
 from dltrain.compose import compose, literals
-from dltrain.errors import DataError, must
+from dltrain.errors import ConfigError, DataError, must, show
 from dltrain.launch import led, processes
-from dltrain.opening import digest, identity, opened
-from dltrain.run import Config, Run, find, locked, read_yaml
+from dltrain.opening import contents, digest, identity, opened
+from dltrain.run import WHERE, Config, Run, differences, find, locked, read_yaml
 
 BESIDE = "reproduced"  # the folder beside a run in which it is trained again, under its name
 
@@ -39,8 +40,7 @@ def run(words: list[str]) -> int:
 
 def _again(found: Run, config: Config, overrides: list[str]) -> Config:
     """A run's config with what is typed changed, on as many threads as it had, and told to no logger."""
-    data = literals(overrides)[0].get("data", {})
-    moved = {key: value for key, value in data.items() if key == "path" or key.endswith("_path")}
+    moved = _paths(literals(overrides)[0].get("data", {}))
     others = [word for word in overrides if word.partition("=")[0] not in {f"data.{key}" for key in moved}]
     after = _changed(config, compose(found.words()), compose([*found.words(), *others])) if others else config
     trainer = {**after["trainer"], "threads": after["trainer"].get("threads") or found.result().get("threads")}
@@ -68,7 +68,7 @@ def _reproduce(found: Run, config: Config, n: int) -> int:
         raise DataError(f"{error}; data.path=... says where the data is now") from None
     _make_room(Run(home / name), hashed)
     with opened(config, found.words(), n) as (again, name, resolved):
-        before = differing(found, again)
+        before = _edited(found, config) + differing(found, again)
         if before:
             print("\n".join(table(["recorded", "here"], before)), flush=True)
         go(again, name, resolved)
@@ -76,6 +76,28 @@ def _reproduce(found: Run, config: Config, n: int) -> int:
     equal, lines = verdict(found, again)
     print("\n".join([*(table(["recorded", "here"], later) if later else []), *lines]))
     return 0 if equal else 1
+
+
+def _edited(found: Run, config: Config) -> list[list[str]]:
+    """What of a run's config.yaml is not as it was when the run began: its hash tells that something is."""
+    recorded = found.config()
+    what = identity({**recorded, "data": {**recorded["data"], **_paths(config["data"])}})
+    known = found.read("environment.json").get("content")
+    if digest(what) == recorded["hash"] or contents(what) != known:
+        return []
+    with suppress(ConfigError):  # what was typed may name choices of another place
+        typed = compose(found.words())
+        for key in ("name", "output_root", "fresh", "trust", "shards", *WHERE):
+            typed[key] = recorded[key]
+        edited = differences({**typed, "data": typed["data"] | _paths(recorded["data"])}, recorded)
+        if rows := [[key, show(one), show(two)] for key, one, two in edited if key not in ("hash", "format")]:
+            return rows
+    return [["hash of all settings", recorded["hash"][:12], digest(what)[:12]]]
+
+
+def _paths(data: Config) -> Config:
+    """The settings of data that say where files are."""
+    return {key: value for key, value in data.items() if key == "path" or key.endswith("_path")}
 
 
 def _make_room(earlier: Run, hashed: str) -> None:
