@@ -14,13 +14,15 @@ from faults.forks import WORDS, Server
 from runs import command, launch, working
 
 from dltrain import cli, train
+from dltrain.compose import compose
 from dltrain.fingerprint.taken import parted, row_checksums, sum_of
 from dltrain.optimizers import Muon
 from dltrain.player import Player
 from dltrain.step import Step
+from dltrain.together.train import train_together
 
 # as documented in dltrain/fingerprint/file.py: who reads it has numpy alone
-FIELDS = ["step u4", "move u1", "player u1", "kept u2", "rows u4", "weights u4", "settings u4"]
+FIELDS = ["step u4", "move u1", "player u1", "together u2", "rows u4", "weights u4", "settings u4"]
 FIELDS += ["lr f4", "loss f4", "gradient u4"]
 MOVE = np.dtype([(name, f"<{kind}") for name, kind in map(str.split, FIELDS)])
 SMALL = ["data=iris", "model.hidden=[8]", "batch_size=8", "epochs=11", "trainer.threads=1"]  # 14 steps an epoch
@@ -316,3 +318,37 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         assert cli.run(["diff", *words]) == 2
         said = capsys.readouterr().err.replace("dltrain: ", "")
         assert said.startswith(sentence)
+
+
+def test_members_of_a_stack_have_fingerprints_of_their_own() -> None:
+    words = [[*SMALL, "epochs=3", "scheduler=onecycle", f"optimizer.lr={lr}"] for lr in (0.001, 0.01, 0.02)]
+    alone = [moves(launch(*each, name=f"alone{k}").folder) for k, each in enumerate(words)]
+    named = [[*each, f"name=member{k}"] for k, each in enumerate(words)]
+    configs = [compose(each) for each in named]
+    assert train_together(configs, named, forced=True, quiet=True) == [0, 0, 0]
+    for k, expected in enumerate(alone):
+        found = moves(f"outputs/member{k}")
+        assert found["together"].tolist() == [3] * 42
+        for field in ("step", "move", "player", "rows", "settings", "lr"):
+            assert (found[field] == expected[field]).all(), field
+        assert found["weights"][0] == expected["weights"][0] != 0  # they begin with the same
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert len(set(found["gradient"])) == 42
+        said = diff(f"alone{k}", f"member{k}")[1]
+        assert said.startswith("equal within ") or said.startswith("equal to the bit")
+        if said.startswith("equal within "):
+            assert f"42 steps of member{k} were taken together with other runs" in said
+
+
+def test_a_member_that_goes_on_alone_has_one_file() -> None:
+    words = [[*SMALL, f"epochs={n}", "evaluate_every=3steps", f"name=left{n}"] for n in (3, 3)]
+    words[1][-1] = "name=right"
+    words[1] += ["regularizer=early_stopping", "regularizer.early_stopping.patience=1", "optimizer.lr=0.5"]
+    codes = train_together([compose(each) for each in words], words, forced=True, quiet=True)
+    assert codes == [0, 0]
+    left, right = moves("outputs/left3"), moves("outputs/right")
+    assert left["step"].tolist() == list(range(42))
+    assert right["step"].tolist() == list(range(len(right)))
+    assert len(right) < 42
+    assert left["together"].tolist() == [2] * len(right) + [1] * (42 - len(right))
+    assert moves(launch(*SMALL, "epochs=3", "evaluate_every=3steps").folder)["rows"].tolist() == left["rows"].tolist()

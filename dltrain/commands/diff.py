@@ -118,6 +118,9 @@ def verdict(mine: Run, other: Run) -> tuple[bool, list[str]]:
         said.append(f"before step {compared.began:,} nothing is recorded of one of them")
     if compared.lengths[0] != compared.lengths[1]:
         said.append(f"{mine.name} has {compared.lengths[0]:,} steps, {other.name} {compared.lengths[1]:,}")
+    for run, together in zip((mine, other), compared.together, strict=True):
+        if together:
+            said.append(f"{together:,} steps of {run.name} were taken together with other runs, which rounds otherwise")
     if compared.first is None:
         if compared.equal and weights[0] == weights[1] and not said:
             return True, [f"equal to the bit: {steps}{', the weights and the scores' if all(ended) else ''}"]

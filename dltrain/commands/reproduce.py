@@ -42,7 +42,13 @@ def _again(found: Run, config: Config, overrides: list[str]) -> Config:
     """A run's config with what is typed changed, on as many threads as it had, and told to no logger."""
     moved = _paths(literals(overrides)[0].get("data", {}))
     others = [word for word in overrides if word.partition("=")[0] not in {f"data.{key}" for key in moved}]
-    after = _changed(config, compose(found.words()), compose([*found.words(), *others])) if others else config
+    typed = found.words()
+    if others:
+        elsewhere = any(word.startswith("trainer=") for word in others)  # which has settings of its own
+        kept = [word for word in typed if not (elsewhere and word.lstrip("+~").startswith("trainer"))]
+        after = _changed(config, compose(typed), compose([*kept, *others]))
+    else:
+        after = config
     trainer = {**after["trainer"], "threads": after["trainer"].get("threads") or found.result().get("threads")}
     return {**after, "data": {**after["data"], **moved}, "trainer": trainer, "logger": {}, "sample_every": None}
 

@@ -28,6 +28,7 @@ class Compared:
     values: tuple[float, float] | None  # of the loss or the learning rate
     equal_weights: int | None  # the last step up to it at which the weights were compared, and equal
     apart: float  # the largest difference of a loss, over the larger of the two
+    together: tuple[int, int]  # steps of each that were taken together with other runs, where the other's were not
     same_course: bool  # no rows, hyperparameters or moves differ
 
     @property
@@ -103,6 +104,7 @@ def compare(mine: np.ndarray, other: np.ndarray) -> Compared | None:
         values=(float(mine[shown][place]), float(other[shown][place])) if shown and place is not None else None,
         equal_weights=int(checked[-1]) if len(checked) else None,
         apart=float(np.max(np.nan_to_num(gaps, nan=np.inf), initial=0.0)),
+        together=(int((mine["together"] > other["together"]).sum()), int((mine["together"] < other["together"]).sum())),
         same_course=not differ["rows"].any() and not differ["settings"].any() and not differ["player"].any(),
     )
 

@@ -15,7 +15,7 @@ MOVE = np.dtype(  # checksums are sums or hashes modulo 2^32; all that is known 
         ("step", "<u4"),  # from 0
         ("move", "u1"),  # of the step, from 0
         ("player", "u1"),  # in the order of the task's players
-        ("kept", "<u2"),  # 0, for later
+        ("together", "<u2"),  # how many runs took this step as one
         ("rows", "<u4"),  # checksum of the rows of the batch, in their order
         ("weights", "<u4"),  # every 64 steps, else 0: checksum of the bits of all players' weights before the step
         ("settings", "<u4"),  # checksum of all numbers of the player's optimizer, lr among them

@@ -110,15 +110,14 @@ class Fingerprint:
 
     def start(self, folder: Path, step: int, numbers: Tensor) -> None:
         """Begin, in a run's folder, at a step; `numbers` are those of the training rows in their file, (rows,)."""
-        parameters = [p for player in self.players.values() for p in player.network.parameters()]
-        held = [self.trainer.local(p).detach() for p in parameters]
-        self.sharded = any(self.trainer.local(p) is not p for p in parameters)
+        self.parameters = [p for player in self.players.values() for p in player.network.parameters()]
+        self.sharded = any(self.trainer.local(p) is not p for p in self.parameters)
         if self.trainer.rank == 0:
             self.file = File(folder, step)
         elif not self.sharded:  # rank 0 knows all
             return
         device = self.trainer.device
-        self.parts, self.numbers = parted(held), numbers
+        self.numbers = numbers
         self.watched = {name: Watched(i, player, device) for i, (name, player) in enumerate(self.players.items())}
 
     def epoch(self, order: Tensor, sizes: Sequence[int], first: int) -> None:
@@ -134,7 +133,7 @@ class Fingerprint:
         if not self.watched:
             return
         if step % ALL_EVERY == 0:
-            self.weights[step] = sum_of(*self.parts)
+            self.weights[step] = sum_of(*parted(self.trainer.local(p).detach() for p in self.parameters))
         self.now = step, self.rows.pop() if self.rows else 0
         self.begun = {name: watched.settings() for name, watched in self.watched.items()}
         self.move = 0
@@ -180,6 +179,7 @@ class Fingerprint:
         found = self.trainer.across(found) if self.sharded else found
         if self.file is not None:
             moves = np.zeros(len(self.facts), MOVE)
+            moves["together"] = 1
             moves["step"], moves["move"], moves["player"], moves["rows"] = np.array(self.facts).T
             gradients, weights = np.split(found.cpu().numpy().view(np.uint32), [len(moves)])
             moves["gradient"][np.argsort(moves["player"], kind="stable")] = gradients

@@ -39,7 +39,7 @@ class Fingerprints:
         """Give each run its moves, of which number 0 was step `first`; those of `lost` have not made the last one."""
         n = len(self.losses)
         moves = np.zeros((len(self.each), n), MOVE)
-        moves["step"] = first + np.arange(n)
+        moves["step"], moves["together"] = first + np.arange(n), len(self.each)
         moves["loss"] = torch.stack(self.losses, 1).cpu().numpy()
         moves["gradient"] = torch.stack(self.gradients, 1).cpu().numpy().view(np.uint32)
         for number, sums in self.weights.items():
