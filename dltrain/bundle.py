@@ -58,10 +58,10 @@ class Model:
         with _undamaged("model.json"):
             members = described.get("members") or [{"parts": described["parts"], "view": 0}]
             prepared = _prepared(folder, described["preparation"], trust)
+            views, of = getattr(prepared, "views", [prepared]), [member["view"] for member in members]
             builders = [Builder({part: member["parts"][part] for part in PARTS}, trust) for member in members]
         # what a module of the user's own raises keeps its traceback
         with _no_larger(folder / "model.safetensors") if not trust else nullcontext():
-            views, of = getattr(prepared, "views", [prepared]), [member["view"] for member in members]
             tasks = [make_task(builder, views[view]) for builder, view in zip(builders, of, strict=True)]
             task = Ensemble(tasks, [view.shape_in for view in views], of) if "members" in described else tasks[0]
         with _undamaged("model.safetensors"):

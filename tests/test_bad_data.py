@@ -280,7 +280,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         GOOD,
         {"split": {"vaild": 0.1}},
         ConfigError,
-        "data.split.vaild is not a setting; did you mean valid? (by, kind, seed, test, valid)",
+        "data.split.vaild is not a setting; did you mean valid? (by, fold, folds, kind, seed, test, valid)",
     ),
     "no group": (
         GOOD,

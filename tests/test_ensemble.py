@@ -499,6 +499,8 @@ REFUSED = [
         "data.split.folds must be null where rows are split by time, got 3",
     ),
     (["folds=3", "modle=mlp"], "modle: no such setting"),
+    (["folds=3", "data=iris", "data.split.fold=1"], "data.split.fold must be left out with folds, got 1"),
+    (["folds=3", "data=iris", "trainer=ddp", "trainer.nodes=2"], "trainer.nodes must be 1 with folds, got 2"),
     (["runs=number-0,numbers-0"], "runs must have the same rows in every split, got number-0 and numbers-0, whose "),
     (["runs=number-*", "name=number-0"], "name must be free or of the same settings, got number-0"),
 ]

@@ -107,10 +107,15 @@ def _monitor(runs: Sequence[Run]) -> str:
 def _trained(options: Options, settings: list[str]) -> list[Run]:
     """A run for each fold, trained if it has not been."""
     assert options.folds is not None
+    for word in settings:
+        if word.lstrip("+~").startswith("data.split.fold"):
+            raise ConfigError(f"{word.partition('=')[0]} must be left out with folds, got {word.partition('=')[2]}")
     trust = [f"trust=[{','.join(options.trust)}]"] if options.trust else []
     words = [*settings, *trust, f"output_root={options.output_root}", f"data.split.folds={options.folds}"]
     each = [[*words, f"data.split.fold={fold}"] for fold in range(options.folds)]
     configs, names = [compose(one) for one in each], list[str]()
+    nodes = configs[0]["trainer"].get("nodes", 1)
+    must(nodes == 1, "trainer.nodes", "1 with folds", nodes)
     for fold, (config, typed) in enumerate(zip(configs, each, strict=True), 1):
         print(f"fold {fold} of {options.folds}", flush=True)
         train(config, typed, names.append)
