@@ -555,6 +555,7 @@ def test_what_only_a_trained_run_can_do(trained: Callable[[str], list[Trained]])
     sentence = "must be a run that was trained, got whole, an ensemble of several"
     assert refused("resume", "run=whole", "epochs=9") == f"run {sentence}"
     assert refused("verify", "run=whole") == f"run {sentence}"
+    assert refused("reproduce", "run=whole") == f"run {sentence}"
     words = ("data=csv", "data.path=number.csv", "data.target=y", "epochs=1")
     assert refused(*words, "model.from_run=whole") == f"model.from_run {sentence}"
     assert refused("sample", "run=whole").startswith("run must be of a task that makes rows")

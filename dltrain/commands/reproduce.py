@@ -29,7 +29,7 @@ class Options:
 def run(words: list[str]) -> int:
     """Say what is not as it was, train `run=...` again and say how equal that is; 0 if equal to the bit, else 1."""
     options, overrides = parse_known(words, Options)
-    found = find(options.run, options.output_root)
+    found = find(options.run, options.output_root).alone()
     found.finished("run")
     must(found.folder.parent.name != BESIDE, "run", "the run itself", f"{options.run}, which reproduces it")
     new = _again(found, found.trusted(options.trust), overrides)
