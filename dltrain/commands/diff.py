@@ -16,7 +16,6 @@ from dltrain.run import GROUPS, Config, Run, find
 HOW = (
     "trainer",
     "processes",
-    "together",
     "threads",
     "device",
     "compile",
