@@ -16,7 +16,8 @@ INK, LINE = "#010101", "#020202"
 SERIES = tuple(f"#0{k:x}0{k:x}0{k:x}" for k in range(3, 13))
 VARIABLES = {INK: "ink", LINE: "line", **{colour: f"c{k}" for k, colour in enumerate(SERIES, 1)}}
 SIZE = (4.6, 2.9)  # inches of 72 units: as wide as a phone, where letters are then 10 to 11 pixels high
-LETTERS = 11  # of a label that have room in an inch
+LARGE = 1e5  # numbers from which on thousands are written k
+LETTERS = 10  # of a label that have room in an inch
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dltrain",
@@ -72,9 +73,18 @@ def svg(paint: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> st
         paint(axes)
         for label, inches in ((axes.xaxis.label, size[0]), (axes.yaxis.label, size[1])):
             label.set_text(textwrap.fill(label.get_text(), int(inches * LETTERS)))
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "linear" and max(map(abs, axis.get_view_interval())) >= LARGE:
+                axis.set_major_formatter(_large)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _plain(file.getvalue())
+
+
+def _large(value: float, position: float) -> str:
+    """A number at an axis on which there are large ones: 200k, 2.5M."""
+    size, letter = next(((s, c) for s, c in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= s), (1, ""))
+    return f"{value / size:g}{letter}"
 
 
 def _plain(text: str) -> str:

@@ -57,8 +57,11 @@ def lines(title: str, text: str, found: Lines, x: str, y: str, best: float | Non
             axes.axvline(best, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         if log and _spans([value for _, ys in kept.values() for value in ys]):
             logarithmic(axes, "y")
-        if all(value == int(value) for xs, _ in kept.values() for value in xs):
+        places = {value for xs, _ in kept.values() for value in xs}
+        if all(value == int(value) for value in places):
             whole(axes.xaxis)
+        if len(places) == 1:
+            axes.set_xticks([*places])
         axes.set(xlabel=x, ylabel=y)
 
     keys = [(k % len(SERIES) + 1, name) for k, name in enumerate(kept)]
@@ -210,8 +213,8 @@ def parallel(title: str, text: str, columns: Mapping[str, Sequence[Any]], best: 
             axes.axvline(k, color=LINE, linewidth=1)
             for place, word in marks:
                 last = k == len(ticks) - 1
-                side: dict[str, Any] = {"ha": "right", "xytext": (-4, 0)} if last else {"ha": "left", "xytext": (4, 0)}
-                axes.annotate(short(word), (k, place), textcoords="offset points", va="center", fontsize=8, **side)
+                side: dict[str, Any] = {"ha": "right", "xytext": (-4, 2)} if last else {"ha": "left", "xytext": (4, 2)}
+                axes.annotate(short(word), (k, place), textcoords="offset points", fontsize=9, **side)
         axes.set_xticks(range(len(columns)), [short(name) for name in columns])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)

@@ -18,6 +18,7 @@ Content = dict[str, Any]
 CLASSES = 20  # whose confusion is shown
 TARGETS = 4  # whose predictions are drawn
 COLUMNS = 200  # of the data, that are listed
+FEW = 4  # names of a list that are told
 OPEN = 15  # columns that are not folded away
 LAYERS = 8  # that are drawn
 PICTURES = 3  # of samples
@@ -72,10 +73,11 @@ def page(files: Files) -> Page:
     found = Page(files.name, lead, facts)
     for title, blocks in made:
         section = _safely(partial(_made, blocks, files), None)
+        text = _safely(partial(_text, title, files), "")
         if section is None:
             found.sections.append(Section(title, text="What the run's files say of this cannot be shown."))
-        elif section:
-            found.sections.append(Section(title, section, _text(title, files)))
+        elif section or text:
+            found.sections.append(Section(title, section, text))
     return found
 
 
@@ -126,11 +128,16 @@ def sentence(files: Files) -> str:
 def _aim(files: Files) -> str:
     """What is to be learnt."""
     target = files.data.get("target") or {}
-    names = ", ".join(map(str, target.get("names") or ()))
+    names = ", ".join([*map(str, target.get("names") or ())][:FEW]) + ", ..." * (len(target.get("names") or ()) > FEW)
     classes = [str(one) for one in target.get("classes") or ()]
     match files.curves.get("kind"):
         case "number":
-            return f" to predict {names}, {'a number' if len(target['names']) == 1 else 'numbers'}"
+            several = len(target["names"]) > 1
+            return (
+                f" to predict {len(target['names']):,} numbers, {names}"
+                if several
+                else f" to predict {names}, a number"
+            )
         case "binary":
             return f" to tell whether {names} is {classes[1]} or {classes[0]}"
         case "classes":
@@ -221,11 +228,12 @@ def _curve(records: Sequence[Content], x: Sequence[float], key: str) -> figures.
 
 def metrics(files: Files) -> Iterator[Block]:
     """Every metric of validation and test rows."""
-    both = [files.result.get(split) or {} for split in ("valid", "test")]
-    names = list(dict.fromkeys([*both[0], *both[1]]))
+    splits = {"train": "training", "valid": "validation", "test": "test"}
+    found = {word: files.result[split] for split, word in splits.items() if files.result.get(split)}
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
     if names:
-        rows = [[name, *(number(scores.get(name)) for scores in both)] for name in names]
-        yield Table(["metric", "validation", "test"], rows, right=frozenset({1, 2}))
+        rows = [[name, *(number(scores.get(name)) for scores in found.values())] for name in names]
+        yield Table(["metric", *found], rows, right=frozenset(range(1, len(found) + 1)))
 
 
 def predictions(files: Files) -> Iterator[Block]:
@@ -235,7 +243,7 @@ def predictions(files: Files) -> Iterator[Block]:
     for name, one in [(str(one["name"]), one) for one in curves.get("numbers") or []][:TARGETS]:
         yield figures.against(figures.short(name), one["true"], one["predicted"])
         yield figures.residuals(figures.short(name), one["true"], one["predicted"])
-        title, text = f"How large residuals of {name} are", f"Of all {curves['rows']:,} rows."
+        title, text = f"Residuals of {figures.short(name)}, counted", f"Of all {curves['rows']:,} rows."
         yield figures.counts(title, text, one["counts"], one["edges"], "predicted less true (the target's unit)")
     drawn = [one for one in each if one.get("roc")][: len(figures.SERIES)]
     if drawn:

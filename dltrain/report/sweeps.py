@@ -107,9 +107,9 @@ def search(sweep: Sweep) -> Iterator[Block]:
     if shares:
         text = (
             f"How much worse a forest of regression trees tells {sweep.metric} from the settings when one of them is"
-            " shuffled (share of its explained variance): of these trials, not of all that could be tried."
+            " shuffled: of these trials, not of all that could be tried."
         )
-        yield figures.bars("What mattered", text, shares, "loss of explained variance (R2)")
+        yield figures.bars("What mattered", text, shares, "importance (share of all)")
     drawn = sorted(sweep.keys, key=lambda key: -shares.get(key, 0.0))[:SETTINGS]
     columns: dict[str, list[Any]] = {key: _column(scored, key) for key in drawn}
     columns[sweep.metric] = [trial.scores[sweep.metric] for trial in scored]
@@ -153,7 +153,8 @@ def importances(trials: Sequence[Trial], keys: Sequence[str], values: Sequence[f
     x, y = np.concatenate(columns, 1), np.array(values)
     forest = RandomForestRegressor(TREES, random_state=0).fit(x, y)
     found = permutation_importance(forest, x, y, n_repeats=20, random_state=0).importances_mean
-    return {key: max(0.0, float(value)) for key, value in zip(keys, found, strict=True)}
+    found = found.clip(min=0) / max(found.clip(min=0).sum(), 1e-300)
+    return dict(zip(keys, found.tolist(), strict=True))
 
 
 def trials(sweep: Sweep) -> Iterator[Block]:
