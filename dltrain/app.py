@@ -143,4 +143,9 @@ def sweep(words: list[str]) -> int:
 
     with searched(words) as (search, typed):
         hydra_main({"--multirun": ""}, typed, search.trial)
-        return search.summary()
+        code = search.summary()
+    if search.reports and not search.stopped:
+        from dltrain.commands import report
+
+        report.write_sweep(search.folder)
+    return code

@@ -379,9 +379,7 @@ def test_a_failed_run_has_a_page_that_says_why(digits: Trained) -> None:
     assert "\nLearning\n" in said
 
 
-@pytest.mark.parametrize(
-    "words", [["epochs=1"], ["data.split.test=0"], ["evaluate_every=3steps"]]
-)
+@pytest.mark.parametrize("words", [["epochs=1"], ["data.split.test=0"], ["evaluate_every=3steps"]])
 def test_short_and_partial_runs_have_a_page(words: list[str]) -> None:
     run = launch("data=iris", *SMALL, *(["epochs=2"] if "epochs=1" not in words else []), *words)
     found = page(run)
@@ -472,7 +470,8 @@ def searched() -> Path:
     failed = {
         "trial": 10,
         "exit": 1,
-        "words": ["optimizer.lr=9<script>", "seed=0"],
+        "status": "failed",
+        "words": [*words[:-1], "optimizer.lr=9<script>", "seed=0"],
         "message": "ValueError: <b>",
         "run": None,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.commands import check_out, parse, written
-from dltrain.errors import ConfigError, must, nearest, whole
+from dltrain.errors import ConfigError, must, nearest, real, whole
 from dltrain.report import runs, sweeps
 from dltrain.report.terminal import Terminal
 from dltrain.run import Run, find
@@ -113,38 +113,37 @@ def sweep_page(folder: Path) -> str:
 
 
 def _sweep(folder: Path) -> sweeps.Sweep:
-    """What a sweep's files say."""
-    from dltrain.commands.compare import direction
-
-    lines = _lines(folder / "trials.jsonl")
+    """What a sweep's files say: of every trial its last line."""
+    lines = [line for line in _lines(folder / "trials.jsonl") if whole(line.get("trial"), 1)]
+    last = {line["trial"]: line for line in lines}
+    lines = [last[number] for number in sorted(last)]
     settings = sweeps.varied([[str(word) for word in line.get("words") or ()] for line in lines])
-    trials = [_trial(*one, folder) for one in zip(range(1, len(lines) + 1), lines, settings, strict=True)]
-    finished = [Run(folder.parent.parent / trial.run) for trial in trials if trial.scores]
-    metric = f"valid/{finished[0].result().get('monitor')}" if finished else "metric"
-    largest = bool(finished) and direction(metric, finished) == "max"
+    trials = [_trial(*one, folder) for one in zip(lines, settings, strict=True)]
+    judged = next((line for line in lines if isinstance(line.get("values"), dict) and line["values"]), {})
+    metrics, better = [*map(str, judged.get("values") or ())], [*map(str, judged.get("better") or ())]
     home = folder.parent.parent
     where = folder.name + ("" if home.name == "outputs" else f" output_root={shlex.quote(str(home))}")
     commands = [f"dltrain compare runs={where}", f"dltrain report runs={where}", f"dltrain report sweep={where}"]
-    return sweeps.Sweep(folder.name, trials, metric, largest, commands)
+    return sweeps.Sweep(folder.name, trials, metrics or ["metric"], better[:1] == ["max"], commands)
 
 
-def _trial(number: int, line: dict[str, Any], settings: dict[str, str], folder: Path) -> sweeps.Trial:
+def _trial(line: dict[str, Any], settings: dict[str, str], folder: Path) -> sweeps.Trial:
     """What a line of trials.jsonl and the folder of its run say."""
     from dltrain.commands.compare import scores
 
     name = Path(str(line.get("run") or "")).name  # never outside
     run = Run(folder.parent.parent / name)
-    result = run.result() if name else {}
-    seconds = result.get("seconds")
+    values = line["values"] if isinstance(line.get("values"), dict) else {}
+    known = scores(run) if name else {}
     return sweeps.Trial(
-        number=line["trial"] if whole(line.get("trial"), 1) else number,
+        number=line["trial"],
         settings=settings,
-        status=str(result.get("status") or ("failed" if line.get("exit") else "unfinished")),
+        status=str(line.get("status") or "unfinished"),
         message=str(line.get("message") or ""),
         run=name,
         href=f"../../{name}/{NAME}" if name and (run.folder / NAME).is_file() else "",
-        scores=scores(run) if result else {},
-        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+        scores=known | {str(key): float(value) for key, value in values.items() if real(value)},
+        seconds=float(line["seconds"]) if real(line.get("seconds")) else 0.0,
     )
 
 

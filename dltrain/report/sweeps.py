@@ -31,13 +31,18 @@ class Trial:
 
 @dataclass
 class Sweep:
-    """What a sweep's folder and its trials' runs say; it is judged by `metric`, more of which may be better."""
+    """What a sweep's files say; it is judged by `metrics`, of the first of which more is better if it is `largest`."""
 
     name: str
     trials: Sequence[Trial]
-    metric: str
+    metrics: Sequence[str]
     largest: bool
     commands: Sequence[str] = ()
+
+    @property
+    def metric(self) -> str:
+        """What the order of trials is by."""
+        return self.metrics[0]
 
     @property
     def scored(self) -> list[Trial]:
@@ -97,7 +102,7 @@ def key_numbers(sweep: Sweep) -> list[tuple[str, str]]:
 
 def search(sweep: Sweep) -> Iterator[Block]:
     """The course of the search, what mattered, and how settings go together."""
-    scored, y = sweep.scored, unit(sweep.metric.partition("/")[2])
+    scored, y = sweep.scored, unit(_metric(sweep.metric))
     if len(scored) < 2:
         return
     values = {trial.number: trial.scores[sweep.metric] for trial in scored}
@@ -115,11 +120,21 @@ def search(sweep: Sweep) -> Iterator[Block]:
     columns[sweep.metric] = [trial.scores[sweep.metric] for trial in scored]
     tenth = [rank < max(1, round(len(scored) / 10)) for rank in range(len(scored))]
     yield figures.parallel("Settings and what came of them", "One line a trial.", columns, tenth)
+    for other in sweep.metrics[1:]:
+        known = [trial for trial in scored if real(trial.scores.get(other))]
+        both = tuple([trial.scores[name] for trial in known] for name in (sweep.metric, other))
+        text = "One point a trial: of what it is judged by."
+        yield figures.scatter(f"{other} by {sweep.metric}", text, (both[0], both[1]), y, unit(_metric(other)))
     for key in drawn[:3]:
         column = _column(scored, key)
         if all(map(real, column)) and len(set(column)) > 2:
             points = (column, columns[sweep.metric])
             yield figures.scatter(f"{sweep.metric} by {key}", "One point a trial.", points, figures.short(key), y)
+
+
+def _metric(name: str) -> str:
+    """Without the split that it is of."""
+    return name.removeprefix("valid/").removeprefix("test/")
 
 
 def _column(trials: Sequence[Trial], key: str) -> list[Any]:
@@ -161,7 +176,7 @@ def trials(sweep: Sweep) -> Iterator[Block]:
     """A table of all trials, the best first, and why some failed."""
     keys, rest = sweep.keys, [trial for trial in sweep.trials if not real(trial.scores.get(sweep.metric))]
     others = list(dict.fromkeys(name for trial in sweep.scored for name in trial.scores if name != sweep.metric))
-    test = [name for name in others if name == f"test/{sweep.metric.partition('/')[2]}"]
+    test = [name for name in others if name in (*sweep.metrics, f"test/{sweep.metric.partition('/')[2]}")]
     rows: list[list[str | Cell]] = []
     for rank, trial in enumerate([*sweep.scored, *rest], 1):
         place = str(rank) if rank <= len(sweep.scored) else ""

@@ -49,6 +49,7 @@ class Search:
         self.study: Study | None = None  # of a search that is no grid
         self.every: list[Params] = []  # of a grid
         self.under_way: dict[int, Params] = {}  # when the sweep was stopped or killed
+        self.reports = bool(config["report"])
         self.over = self.stopped = False
         self.total = 0
 
