@@ -40,7 +40,6 @@ class Search:
     def __init__(self, folder: Path, config: Config, words: list[str]) -> None:
         self.folder, self.settings, self.how = folder, config["sweep"], config["choices"]["sweep"]
         _check(self.how, self.settings)
-        self.reports = bool(config["report"])
         self.records = Records(folder)
         self.board = Board(folder, self.settings["slots"], self.records.lines)
         self.trial = Trial(folder, compose.literal_words(words), self)
@@ -190,10 +189,6 @@ class Search:
         """Say what came of the sweep; returns its exit code."""
         lines = self.records.lines
         self.board.summary()
-        if self.reports and any(line["values"] for line in lines.values()):
-            from dltrain.commands.report import write_sweep
-
-            write_sweep(self.folder)
         if self.stopped:
             return Stopped.exit_code
         return 1 if any(line["exit"] for line in lines.values()) else 0
