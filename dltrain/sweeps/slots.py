@@ -21,6 +21,8 @@ from dltrain.launch import die_with
 from dltrain.launch.plan import visible_gpus
 from dltrain.sweeps.space import Job
 
+READY = ["dltrain.worker", "dltrain.losses", "dltrain.tasks.supervised", "dltrain.data.csv", "dltrain.data.bundled"]
+READY += ["torch._dynamo", "torchmetrics.functional.classification", "torchmetrics.functional.regression"]
 LOOK = 0.5  # seconds after which somebody may have asked us to stop
 Run = Callable[[Job], JobReturn]
 
@@ -87,7 +89,7 @@ def _start(job: Job, slot: int, slots: int, run: Run, logs: Path) -> tuple[Start
     cores = max(1, len(os.sched_getaffinity(0)) // slots) if sys.platform == "linux" else 1
     own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), **_gpu(slot)}
     with _environment(own):  # torch reads it when it is imported
-        context.set_forkserver_preload(["dltrain.worker"])
+        context.set_forkserver_preload(READY)
         forkserver.ensure_running()
     answer, theirs = context.Pipe(duplex=False)
     logs.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,94 @@
+"""Searches that are killed at random moments, and go on by the same command: nothing is lost, nothing is done twice."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.forks import Server
+
+IRIS = ("data=iris", "model.hidden=[8]", "epochs=6", "name=search", "trainer.threads=1")
+GRID = ("-m", *IRIS, "optimizer.lr=0.1,0.03,0.01", "seed=0,1", "activation=relu,tanh")
+SPACE = (
+    "optimizer.lr=tag(log,interval(1e-3,3e-1))",
+    "optimizer.weight_decay=interval(0,1)",
+    "activation=relu,tanh,gelu",
+)
+RANDOM = ("-m", *IRIS, "sweep=random", "sweep.n_trials=20", *SPACE)
+CANCER = ("data=breast_cancer", "model.hidden=[8]", "epochs=8", "batch_size=64", "name=search", "trainer.threads=1")
+TPE = ("-m", *CANCER, "sweep=tpe", "sweep.n_trials=30", "sweep.pruner=median", *SPACE)
+SEARCHES = {"grid": (GRID, 12), "random": (RANDOM, 20), "tpe": (TPE, 30)}
+KILLS = 3
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What trials.jsonl says, without how long it took."""
+    path = folder / "outputs/sweeps/search/trials.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What must be equal to the bit of two runs of the same settings."""
+    result = json.loads((run / "result.json").read_text())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, result["epochs"] + 1))  # each epoch once
+    curve = [{key: value for key, value in record.items() if "/" in key} for record in records]
+    kept = ("status", "epochs", "best_epoch", "valid", "test", "weights_sha256", "evaluations")
+    return {"curve": curve, **{key: result.get(key) for key in kept}}
+
+
+def outcomes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Those of all runs there are."""
+    assert not list(folder.glob("outputs/.*")) + list(folder.glob("outputs/*~*"))
+    return {path.parent.name: outcome(path.parent) for path in folder.glob("outputs/*/config.yaml")}
+
+
+def ended(folder: Path) -> dict[str, int]:
+    """When each run that has ended wrote its result."""
+    found = {path: json.loads(path.read_text()) for path in folder.glob("outputs/*/result.json")}
+    over = [path for path, result in found.items() if result["status"] in ("finished", "pruned")]
+    return {str(path): path.stat().st_mtime_ns for path in over}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_is_killed(name: str, server: Server, tmp_path: Path) -> None:
+    words, number = SEARCHES[name]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    began = time.monotonic()
+    code, said = server.run(list(words), whole, seconds=600)
+    assert code == 0, said
+    chance, lasted = random.Random(name), time.monotonic() - began
+    over: dict[str, int] = {}
+    kills = 0
+    while kills < KILLS:
+        launch = server.start(list(words), killed)
+        time.sleep(lasted * chance.uniform(0.1, 0.25))
+        assert not launch.over(), launch.wait()
+        launch.kill(signal.SIGKILL)
+        assert launch.wait()[0] == -signal.SIGKILL
+        kills += 1
+        over |= ended(killed)
+    assert 0 < len(lines(killed)) < number
+    code, said = server.run(list(words), killed, seconds=600)
+    assert code == 0, said
+    assert said.count(f"of {number} trials, 0 failed") == 1
+    assert lines(killed) == lines(whole)  # the same trials in the same order, with the same values
+    assert [line["trial"] for line in lines(killed)] == list(range(1, number + 1))
+    different = {json.dumps(line["params"]) for line in lines(killed)}
+    assert len(different) == number
+    assert outcomes(killed) == outcomes(whole)  # as many trainings as trials, to the bit
+    assert len(outcomes(killed)) == number
+    assert over.items() <= ended(killed).items()  # what had ended was not touched again
+    if name == "tpe":
+        assert 0 < sum(line["status"] == "pruned" for line in lines(killed)) < number
+    before = ended(killed)
+    code, said = server.run(list(words), killed)
+    assert code == 0, said
+    assert ended(killed) == before
