@@ -37,7 +37,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def moves(folder: Path | str) -> np.ndarray:
-    content = (Path(folder) / "fingerprint.bin").read_bytes()
+    content = (Path(folder) / "fingerprint").read_bytes()
     assert content[:32] == b"dltrain fingerprint format 1\n".ljust(32, b"\0")
     return np.frombuffer(content[32:], MOVE)
 
@@ -268,7 +268,7 @@ def test_nothing_but_rounding_is_equal_within() -> None:
     shutil.copytree("outputs/plain", taken)
     found = moves(taken).copy()
     found["loss"][20:] *= np.float32(1 + 3e-6)
-    (taken / "fingerprint.bin").write_bytes(b"dltrain fingerprint format 1\n".ljust(32, b"\0") + found.tobytes())
+    (taken / "fingerprint").write_bytes(b"dltrain fingerprint format 1\n".ljust(32, b"\0") + found.tobytes())
     code, said = diff("plain", "rounded")
     assert code == 1
     gaps = np.abs(found["loss"].astype(float) / moves("outputs/plain")["loss"] - 1)
@@ -279,8 +279,8 @@ def test_nothing_but_rounding_is_equal_within() -> None:
 
 def test_one_that_is_longer_or_begins_late() -> None:
     shutil.copytree("outputs/plain", "outputs/late")
-    content = Path("outputs/plain/fingerprint.bin").read_bytes()
-    Path("outputs/late/fingerprint.bin").write_bytes(content[:32] + content[32 * 51 : 32 * 101 + 7])
+    content = Path("outputs/plain/fingerprint").read_bytes()
+    Path("outputs/late/fingerprint").write_bytes(content[:32] + content[32 * 51 : 32 * 101 + 7])
     code, said = diff("plain", "late")
     assert code == 1
     assert said.splitlines() == [
@@ -294,9 +294,9 @@ def test_one_that_is_longer_or_begins_late() -> None:
 def test_one_without_a_fingerprint(content: bytes | None, tmp_path: Path) -> None:
     old = shutil.copytree("outputs/plain", tmp_path / "old")
     if content is None:
-        (old / "fingerprint.bin").unlink()
+        (old / "fingerprint").unlink()
     else:
-        (old / "fingerprint.bin").write_bytes(content)
+        (old / "fingerprint").write_bytes(content)
     code, said = diff("plain", str(old))
     assert (code, said) == (0, "equal to the bit: the weights and the scores (of the steps nothing is recorded)\n")
     result = json.loads((old / "result.json").read_text())
@@ -306,14 +306,14 @@ def test_one_without_a_fingerprint(content: bytes | None, tmp_path: Path) -> Non
 
 def test_what_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     new = shutil.copytree("outputs/plain", tmp_path / "new")
-    content = (new / "fingerprint.bin").read_bytes()
-    (new / "fingerprint.bin").write_bytes(b"dltrain fingerprint format 2\n".ljust(32, b"\0") + content[32:])
+    content = (new / "fingerprint").read_bytes()
+    (new / "fingerprint").write_bytes(b"dltrain fingerprint format 2\n".ljust(32, b"\0") + content[32:])
     for words, sentence in {
         ("plain",): "b must be given, as b=...",
         (): "a must be given, as a=...\nb must be given, as b=...",
         ("plain", "nothing"): "b must be a run in outputs, got nothing",
         ("plain", "twin", "other"): "other must be written as key=value",
-        ("plain", str(new)): f"{new}/fingerprint.bin must be of format 1 or older, got 2; update dltrain",
+        ("plain", str(new)): f"{new}/fingerprint must be of format 1 or older, got 2; update dltrain",
     }.items():
         assert cli.run(["diff", *words]) == 2
         said = capsys.readouterr().err.replace("dltrain: ", "")

@@ -104,7 +104,7 @@ def test_a_run_of_each_task_is_equal_to_the_bit(task: str) -> None:
     assert "what differs" not in "\n".join(lines)
     assert content(run.folder) == before
     again = content(f"outputs/reproduced/{run.name}")
-    assert again[f"outputs/reproduced/{run.name}/fingerprint.bin"] == before[f"{run.folder}/fingerprint.bin"]
+    assert again[f"outputs/reproduced/{run.name}/fingerprint"] == before[f"{run.folder}/fingerprint"]
 
 
 def test_a_table_is_and_may_be_as_often_as_one_likes() -> None:
@@ -253,7 +253,7 @@ def test_one_that_was_killed_is_repeated(server: Server, tmp_path: Path) -> None
 
 def test_one_without_a_fingerprint(tmp_path: Path) -> None:
     old = shutil.copytree("outputs/table", tmp_path / "old")
-    (old / "fingerprint.bin").unlink()
+    (old / "fingerprint").unlink()
     (old / "environment.json").unlink()
     code, lines = reproduce(f"run={old}")
     assert code == 0

@@ -1,4 +1,4 @@
-"""fingerprint.bin: a head of 32 bytes, then 32 bytes for every move of every step; numpy alone reads it."""
+"""The file `fingerprint` of a run: a head of 32 bytes, then 32 for every move of every step; numpy alone reads it."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from dltrain.errors import ConfigError, DiskError
 
-NAME, FORMAT = "fingerprint.bin", 1
+NAME, FORMAT = "fingerprint", 1
 HEAD = "dltrain fingerprint format {}\n"
 MOVE = np.dtype(  # checksums are sums or hashes modulo 2^32; all that is known when the move begins, then what it did
     [

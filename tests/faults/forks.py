@@ -206,7 +206,7 @@ def outcome(run: Path) -> dict[str, str]:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name != "manifest.json":  # it knows the clock, by the hash of a file
             found[name] = canonical(path.read_text())
-    found["fingerprint.bin"] = hashlib.sha256((run / "fingerprint.bin").read_bytes()).hexdigest()
+    found["fingerprint"] = hashlib.sha256((run / "fingerprint").read_bytes()).hexdigest()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     found |= {f"metrics.jsonl: {number}": canonical(line) for number, line in enumerate(lines)}
     return found | {name: canonical((run / name).read_text()) for name in ("data.json", "result.json")}
