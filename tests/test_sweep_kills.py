@@ -11,13 +11,14 @@ import pytest
 from faults.forks import Server
 
 IRIS = ("data=iris", "model.hidden=[8]", "epochs=6", "name=search", "trainer.threads=1")
-GRID = ("-m", *IRIS, "optimizer.lr=0.1,0.03,0.01", "seed=0,1", "activation=relu,tanh")
+ALONE = "sweep.together=false"  # trials side by side equal those alone not to the bit
+GRID = ("-m", *IRIS, ALONE, "optimizer.lr=0.1,0.03,0.01", "seed=0,1", "activation=relu,tanh")
 SPACE = (
     "optimizer.lr=tag(log,interval(1e-3,3e-1))",
     "optimizer.weight_decay=interval(0,1)",
     "activation=relu,tanh,gelu",
 )
-RANDOM = ("-m", *IRIS, "sweep=random", "sweep.n_trials=20", *SPACE)
+RANDOM = ("-m", *IRIS, ALONE, "sweep=random", "sweep.n_trials=20", *SPACE)
 CANCER = ("data=breast_cancer", "model.hidden=[8]", "epochs=8", "batch_size=64", "name=search", "trainer.threads=1")
 TPE = ("-m", *CANCER, "sweep=tpe", "sweep.n_trials=30", "sweep.pruner=median", *SPACE)
 SEARCHES = {"grid": (GRID, 12), "random": (RANDOM, 20), "tpe": (TPE, 30)}
@@ -54,6 +55,19 @@ def ended(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in over}
 
 
+def kill(server: Server, words: tuple[str, ...], folder: Path, lasted: float, chance: random.Random) -> dict[str, int]:
+    """Start a search that lasts so many seconds, and kill it, again and again; returns what had ended before a kill."""
+    over: dict[str, int] = {}
+    for _ in range(KILLS):
+        launch = server.start(list(words), folder)
+        time.sleep(lasted * chance.uniform(0.1, 0.25))
+        assert not launch.over(), launch.wait()
+        launch.kill(signal.SIGKILL)
+        assert launch.wait()[0] == -signal.SIGKILL
+        over |= ended(folder)
+    return over
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_that_is_killed(name: str, server: Server, tmp_path: Path) -> None:
@@ -64,17 +78,7 @@ def test_a_search_that_is_killed(name: str, server: Server, tmp_path: Path) -> N
     began = time.monotonic()
     code, said = server.run(list(words), whole, seconds=600)
     assert code == 0, said
-    chance, lasted = random.Random(name), time.monotonic() - began
-    over: dict[str, int] = {}
-    kills = 0
-    while kills < KILLS:
-        launch = server.start(list(words), killed)
-        time.sleep(lasted * chance.uniform(0.1, 0.25))
-        assert not launch.over(), launch.wait()
-        launch.kill(signal.SIGKILL)
-        assert launch.wait()[0] == -signal.SIGKILL
-        kills += 1
-        over |= ended(killed)
+    over = kill(server, words, killed, time.monotonic() - began, random.Random(name))
     assert 0 < len(lines(killed)) < number
     code, said = server.run(list(words), killed, seconds=600)
     assert code == 0, said
@@ -92,3 +96,31 @@ def test_a_search_that_is_killed(name: str, server: Server, tmp_path: Path) -> N
     code, said = server.run(list(words), killed)
     assert code == 0, said
     assert ended(killed) == before
+
+
+@pytest.mark.slow
+def test_a_killed_search_of_trials_side_by_side(server: Server, tmp_path: Path) -> None:
+    """Another kill makes other stacks, which round otherwise: the numbers are close, the counts are exact."""
+    words = tuple("sweep.together=true" if word == ALONE else word for word in GRID)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    began = time.monotonic()
+    code, said = server.run(list(words), whole, seconds=600)
+    assert code == 0, said
+    over = kill(server, words, killed, time.monotonic() - began, random.Random("beside"))
+    code, said = server.run(list(words), killed, seconds=600)
+    assert code == 0, said
+    assert over.items() <= ended(killed).items()
+    expected, found = ({line["trial"]: line for line in lines(folder)} for folder in (whole, killed))
+    assert sorted(found) == sorted(expected) == list(range(1, 13))
+    assert len(outcomes(killed)) == 12
+    together = [json.loads(path.read_text())["together"] for path in killed.glob("outputs/*/result.json")]
+    assert max(together) > 1
+    for number, line in found.items():
+        assert line["run"] == expected[number]["run"]
+        assert line["values"] == pytest.approx(expected[number]["values"], rel=1e-4)
+    best = [
+        min(some.values(), key=lambda line: line["values"]["valid/log_loss"])["trial"] for some in (found, expected)
+    ]
+    assert best[0] == best[1]
