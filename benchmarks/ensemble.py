@@ -3,7 +3,7 @@
 python benchmarks/ensemble.py [--seeds 5] [--epochs 30] [--root FOLDER]
 
 Twelve small networks a table and seed, which draws the split as well as the weights. The loss is the log loss, and for
-diabetes the error in standard deviations of its target's test rows. With a root, what has been trained is not again.
+diabetes the error in standard deviations of the target in test rows. With a root, what has been trained is not again.
 """
 
 import argparse

@@ -201,7 +201,8 @@ def _scores(value: Any) -> bool:
 KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read in result.json
     **dict.fromkeys(("status", "monitor", "direction", "reason", "health"), _word),
     **dict.fromkeys(("epochs", "best_epoch"), _count),
-    **dict.fromkeys(("valid", "test"), _scores),
+    **dict.fromkeys(("valid", "test", "members"), _scores),
+    "each": lambda value: isinstance(value, dict) and all(map(_scores, value.values())),
     "rows_per_second": _number,
 }
 

@@ -3,9 +3,12 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from importlib import util
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from faults.test_hostile import VALUES, places, with_text
 from runs import Trained, command, launch, predict, working
 from scipy.optimize import nnls
 from sklearn.linear_model import LinearRegression
@@ -21,8 +25,13 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, mean_squared_err
 
 import dltrain
 from dltrain import cli
+from dltrain.checkpoint import write_manifest
+from dltrain.commands import parse_known
+from dltrain.commands.ensemble import Options
+from dltrain.compose import compose
 from dltrain.data import Data
 from dltrain.data.target import Target
+from dltrain.errors import ConfigError, UserError
 from dltrain.metrics import score
 from dltrain.weighing import crossed, greedy, quick, stack
 
@@ -567,3 +576,62 @@ def test_a_damaged_ensemble_is_one_sentence(trained: Callable[[str], list[Traine
     [first, *_] = sorted((both.folder / "members").iterdir())
     first.write_text("data: [1, 2]\n")
     assert refused("evaluate", "run=hostile").endswith(f"whose members/{first.name} is damaged")
+
+
+def test_its_model_json_may_say_anything(trained: Callable[[str], list[Trained]]) -> None:
+    """What says which members there are, and what they read, is refused at once, or all that follows goes well."""
+    trained("number")
+    folder = made("runs=number-*", "method=average", name="stranger").folder / "model"
+    good, refusals = json.loads((folder / "model.json").read_text()), 0
+    for at in places(good):
+        if at[:1] not in (("members",), ("preparation",)) or len(at) > 3:
+            continue
+        for text in VALUES.values():
+            (folder / "model.json").write_text(with_text(good, at, text))
+            (folder / "manifest.json").unlink()
+            write_manifest(folder)
+            try:
+                model = dltrain.load("stranger")
+            except ConfigError as error:
+                refusals += "\n" not in str(error)
+                continue
+            with contextlib.suppress(UserError):
+                model.predict(pd.read_csv("number.csv"))
+    assert refusals > 100
+    (folder / "model.json").write_text(json.dumps(good))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    dltrain.load("stranger")
+
+
+# What it is good for.
+
+
+@pytest.mark.slow
+def test_greedy_is_better_than_the_member_that_validation_rows_choose(tmp_path: Path) -> None:
+    """Two of the five seeds of `benchmarks/ensemble.py`, in the mean over five tables."""
+    script = Path(__file__).parents[1] / "benchmarks" / "ensemble.py"
+    spec = util.spec_from_file_location("benchmark_ensemble", script)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    for seed in (0, 1):
+        sides = [benchmark.measured(tmp_path, table, seed, 30) for table in benchmark.TABLES]
+        chosen, greedy_one = (np.mean([side[name]["loss"] for side in sides]) for name in ("chosen", "greedy"))
+        assert greedy_one < chosen - 0.002
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TYPED = [shlex.split(line, comments=True) for line in re.findall(r"^    dltrain ensemble (.*)$", README, re.M)]
+
+
+@pytest.mark.parametrize("words", TYPED, ids=" ".join)
+def test_what_readme_types_is_known(words: list[str]) -> None:
+    options, others = parse_known(words, Options)
+    assert bool(options.runs) != bool(options.folds)
+    assert compose(others)["choices"] if options.folds else not others
+
+
+def test_readme_says_how() -> None:
+    assert len(TYPED) >= 3

@@ -20,6 +20,7 @@ from dltrain.run import MEMBERS, Config, Run, differences, write_yaml
 from dltrain.settings import Transfer
 from dltrain.weighing import METHODS
 
+LISTED = 20  # members on the terminal
 FREE = ("target_transform", "shape", "ignore", "columns", "weight")  # settings of data that move no row
 
 
@@ -185,15 +186,18 @@ def _make(made: Run, name: str, config: Config, runs: Sequence[Run], configs: Se
 
 
 def _shown(result: Config) -> tuple[str, str]:
-    return f"valid/{result['monitor']}", f"test/{result['monitor']}"
+    return f"valid/{result.get('monitor')}", f"test/{result.get('monitor')}"
 
 
 def _show(terminal: Terminal, made: Run, result: Config) -> None:
     """The members with their weights, then the ensemble itself."""
     metrics = _shown(result)
     rows = [["weight", *metrics, "run"]]
-    for name, weight in result["members"].items():
-        rows.append([number(weight), *(number(result["each"][name].get(key)) for key in metrics), name])
-    for line in aligned(rows, frozenset({0, 1, 2})):
+    for name, weight in result.get("members", {}).items():
+        scored = result.get("each", {}).get(name, {})
+        rows.append([number(weight), *(number(scored.get(key)) for key in metrics), name])
+    for line in aligned(rows[: LISTED + 1], frozenset({0, 1, 2})):
         terminal.note(line)
+    if (more := len(rows) - 1 - LISTED) > 0:
+        terminal.note(f"  ... {more:,} more in result.json")
     terminal.finish(result, str(made.folder), predict_command(made))
