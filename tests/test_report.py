@@ -503,6 +503,14 @@ def test_a_sweep_has_a_page(searched: Path) -> None:
     assert all((searched / link).exists() for link in links)
 
 
+@pytest.mark.parametrize("together", ["true", "false"])
+def test_each_trial_of_a_sweep_has_a_page_if_asked(together: str) -> None:
+    words = ["data=iris", "epochs=1", "trainer.threads=1", "model.hidden=[8]", f"output_root=asked-{together}"]
+    assert cli.run(["-m", *words, "seed=0,1", "report=true", f"sweep.together={together}", "name=x"]) == 0
+    assert len([*Path(f"asked-{together}").glob("iris-*/report.html")]) == 2
+    assert len([attributes for tag, attributes in page(Path(f"asked-{together}/sweeps/x")).tags if tag == "a"]) == 2
+
+
 def test_importance_is_that_of_what_decides() -> None:
     draw = np.random.default_rng(3)
     lr, seed = 10 ** draw.uniform(-4, 0, 60), draw.integers(0, 5, 60)

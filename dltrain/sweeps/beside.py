@@ -2,12 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from dltrain.commands import report
 from dltrain.errors import ConfigError
+from dltrain.report.terminal import Terminal
 from dltrain.run import Config
 from dltrain.sweeps.space import Job
 from dltrain.together.groups import MOST, groups
@@ -63,6 +66,9 @@ def _together(jobs: Sequence[Job], told: Sequence[Told], search: "Search", take:
 
     def ending(number: int, code: int, message: str) -> None:
         cfg, config, _ = told[number]
+        if not code and config["report"] is True:
+            folder = Path(config["output_root"]).expanduser() / names[number]
+            report.write(folder, report.run_page, Terminal())
         returned = JobReturn(overrides=list(jobs[number].words), cfg=cfg, status=JobStatus.COMPLETED)
         returned.return_value = search.trial.outcome(config, code, message, names.get(number))
         if not raised:
