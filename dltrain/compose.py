@@ -234,7 +234,7 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
                 raise ConfigError(f"{word} must have a value to sweep over, got none")
             number *= len(values)
         else:
-            values = [f"{override.get_key_element()}={end}" for end in ends(override)]
+            values = [f"{override.get_key_element()}={int(end) if end == int(end) else end}" for end in ends(override)]
         swept[place] = values if override.is_choice_sweep() else [*values[:1], *values[1:][-1:]]
     first = [swept[place][:1] if place in swept else [word] for place, word in enumerate(rest)]
     lists = [first]

@@ -90,11 +90,11 @@ def _distribution(word: Override, default: Any) -> "BaseDistribution":
     values: Any = ends(word) if isinstance(sweep, IntervalSweep) else sorted(cast(Any, word.sweep_iterator()))
     low, high = values[0], values[-1]
     if log and low <= 0:
-        raise ConfigError(f"{typed} must be above 0 to have a log scale, got {low}")
+        raise ConfigError(f"{typed} must be above 0 to have a log scale, got {low:g}")
     whole = all(isinstance(value, int) for value in values)
     if isinstance(sweep, IntervalSweep):
-        if whole and not isinstance(default, float):  # interval(0,1) of a rate is not 0 or 1
-            return IntDistribution(low, high, log=log)
+        if whole or (isinstance(default, int) and low == int(low) and high == int(high)):  # to Hydra all ends are real
+            return IntDistribution(int(low), int(high), log=log)
         return FloatDistribution(float(low), float(high), log=log)
     step: Any = abs(cast(Any, sweep.step))
     if log and step != 1:
