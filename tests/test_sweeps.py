@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sqlite3
@@ -27,6 +28,7 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import kstest
 
 from dltrain import cli
+from dltrain.compose import compose, trials
 from dltrain.errors import DataError, DiskError, Stopped
 from dltrain.sweeps.records import Records
 from dltrain.sweeps.space import Space
@@ -442,6 +444,27 @@ def test_the_table_on_a_terminal(here: Path) -> None:
     assert child.exitstatus == 0
     assert "finished, 40 epochs" in (here / "outputs/sweeps/s/logs/trial-1.log").read_text()
     assert (here / "outputs/sweeps/s/logs/trial-3.log").is_file()
+
+
+# What README and docs/sweeps.md say
+
+PAGES = [Path(__file__).parents[1] / name for name in ("README.md", "docs/sweeps.md")]
+TEXT = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", "") for page in PAGES)
+COMMANDS = re.findall(r"^    dltrain -m (.*)$", TEXT, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_searches_that_are_shown(command: str) -> None:
+    words = [word for word in shlex.split(command, comments=True) if not word.startswith("hydra")]
+    for variant in trials(words)[0]:
+        assert compose(variant)["choices"]["model"]
+    space = Space(OverridesParser.create().parse_overrides(words))
+    assert space.distributions(compose([])) if {"sweep=tpe", "sweep=random"} & {*words} else space.every()
+
+
+def test_there_is_something_shown() -> None:
+    assert len(COMMANDS) >= 8
+    assert "docs/sweeps.md" in PAGES[0].read_text(encoding="utf-8")
 
 
 # What is wrong

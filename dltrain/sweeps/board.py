@@ -67,7 +67,8 @@ class Board:
         if line["exit"]:
             if self.live or self.slots > 1:
                 log = self.logs / f"trial-{line['trial']}.log"
-                self._say(f"trial {line['trial']} failed with exit code {line['exit']}: {_reason(line)} ({log})")
+                where = f" ({log})" if log.is_file() else ""  # other launchers have their own
+                self._say(f"trial {line['trial']} failed with exit code {line['exit']}: {_reason(line)}{where}")
         elif not self.live and (line["values"] or "same_as" in line):
             parts = [f"trial {line['trial']}: {_values(line)}"]
             parts += [f"as trial {line['same_as']}, of the same values"] if "same_as" in line else []
