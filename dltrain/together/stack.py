@@ -332,7 +332,7 @@ class Stack:
         with self._kept(lost):
             self.move(gradient, norms)
         if self.fingerprints:
-            self.fingerprints.moved(gradient, mean)
+            self.fingerprints.moved(gradient, mean.detach())
         self.totals = self.totals + torch.where(good, total.detach(), 0)
         self.counts = self.counts + (torch.where(good, count, 0) if lost else count)
         if before is not None and not lost:
