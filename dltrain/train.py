@@ -256,7 +256,8 @@ class Training:
         record["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
         position.recorded_rows, position.recorded_seconds = position.rows, position.seconds
         self.step.losses.clear()
-        self.step.fingerprint.write()
+        if not self.checkpoints.patient:
+            self.step.fingerprint.write()
         self.report(record, improved)
         if evaluated and position.epoch < self.settings.epochs:
             position.pruned = self.trainer.tell(lambda: self.prune(record))
@@ -301,7 +302,8 @@ class Training:
         state |= {"position": asdict(position), "shards": self.step.shards, "threads": torch.get_num_threads()}
         state |= {"processes": self.trainer.world_size, "scaler": self.step.finite.state()}
         state["health"] = self.step.health.state()
-        self.step.fingerprint.write(sync=due)
+        if due or not self.checkpoints.patient:
+            self.step.fingerprint.write(sync=True)
         self.checkpoints.save(position.step, tensors, state, position.best_step, due)
         if due or not self.checkpoints.patient:
             self.next_save = time.monotonic() + self.trainer.save_every.number

@@ -90,26 +90,30 @@ def shape(training: Training) -> str:
 
 def side_by_side(members: Sequence[Member], forced: bool) -> None:
     """Train runs of one shape."""
-    template = stackable(members, forced) if len(members) > 1 else None
+    together = len(members) > 1 and stackable(members, forced)
     for member in members:
-        member.work.result["together"] = 1 if template is None else len(members)
-    for member in members if template is None else lockstep(list(members), template):
+        member.work.result["together"] = len(members) if together else 1
+    for member in lockstep(list(members)) if together else members:
         member.finish()
 
 
-def stackable(members: Sequence[Member], forced: bool) -> Template | None:
-    """The task of all, if they can be stacked and are faster so."""
-    trainings = [member.training for member in members]
+def stacked(members: Sequence[Member], trial: bool = False) -> Stack:
+    """The networks of runs of one shape as one; raises Disagree where their parts differ in more than numbers."""
+    trainings, work = [member.training for member in members], members[0].work
+    return Stack(Template(make_task(work.builder, work.data.preparation), trainings), trainings, trial)
+
+
+def stackable(members: Sequence[Member], forced: bool) -> bool:
+    """Whether runs of one shape can be stacked, and are faster so."""
     twin = members[0].work.twin()
     with warnings.catch_warnings(), contextlib.suppress(*UNKNOWN):
         warnings.simplefilter("error")  # torch.func says so where it goes member by member
-        template = Template(make_task(members[0].work.builder, members[0].work.data.preparation), trainings)
-        trial = Stack(template, trainings, trial=True)
+        trial = stacked(members, trial=True)
         trial.numbers()
         together = took(lambda batch, n: trial.step(batch, n, STEP), trial.some())
         apart = took(lambda batch, n: twin.step(batch, n, STEP), some(twin))
-        return template if forced or together < GAIN * apart * len(members) else None
-    return None
+        return forced or together < GAIN * apart * len(members)
+    return False
 
 
 def some(training: Training) -> tuple[Rows, int]:
@@ -130,20 +134,20 @@ def took(step: Callable[[Rows, int], Any], batch: tuple[Rows, int]) -> float:
     return min(times)
 
 
-def lockstep(members: list[Member], template: Template) -> list[Member]:
+def lockstep(members: list[Member]) -> list[Member]:
     """Walk courses side by side until at most one is left; those who must go on alone are given back."""
     apart: list[Member] = []
     while len(members) > 1:
-        stack = Stack(template, [member.training for member in members])
+        stack = stacked(members)
         there = list(members)
         while len(members) == len(there):
             stretches = [member.wish for member in members if isinstance(member.wish, Stretch)]
             lost = stack.walk(stretches, min(stretch.left for stretch in stretches))
-            apart += [members[k] for k in lost]
             members = [member for k, member in enumerate(members) if k not in lost]
             members = go_on(members, stack)
-        for k in lost:
-            Stack.own(there[k].training)
+        apart += [there[k] for k in lost]
+    for member in members + apart:
+        Stack.own(member.training)
     return members + apart
 
 
