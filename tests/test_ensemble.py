@@ -609,17 +609,16 @@ def test_its_model_json_may_say_anything(trained: Callable[[str], list[Trained]]
 
 @pytest.mark.slow
 def test_greedy_is_better_than_the_member_that_validation_rows_choose(tmp_path: Path) -> None:
-    """Two of the five seeds of `benchmarks/ensemble.py`, in the mean over five tables."""
+    """One of the five seeds of `benchmarks/ensemble.py`, in the mean over five tables."""
     script = Path(__file__).parents[1] / "benchmarks" / "ensemble.py"
     spec = util.spec_from_file_location("benchmark_ensemble", script)
     assert spec is not None
     assert spec.loader is not None
     benchmark = util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    for seed in (0, 1):
-        sides = [benchmark.measured(tmp_path, table, seed, 30) for table in benchmark.TABLES]
-        chosen, greedy_one = (np.mean([side[name]["loss"] for side in sides]) for name in ("chosen", "greedy"))
-        assert greedy_one < chosen - 0.002
+    sides = [benchmark.measured(tmp_path, table, 0, 30) for table in benchmark.TABLES]
+    chosen, greedily = (np.mean([side[name]["loss"] for side in sides]) for name in ("chosen", "greedy"))
+    assert greedily < chosen - 0.002
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
