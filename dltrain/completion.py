@@ -14,7 +14,7 @@ from dltrain.errors import ConfigError
 SHELLS = ("bash", "zsh", "fish")
 VERBS = ("install", "uninstall", "query")
 FILES = re.compile(r"(data\.(\w+_)?path|model\.weights|input|out|--config-dir)=")
-RUNS = re.compile(r"(run|model\.from_run)=")
+RUNS = re.compile(r"(run|a|b|model\.from_run)=")
 
 
 def complete(words: list[str]) -> int:
@@ -54,6 +54,8 @@ def candidates(line: str) -> list[str] | None:
         return [f"{match[0]}{name}" for name in _runs() if name.startswith(word[match.end() :])]
     if command == "list":
         return [name for name in ["runs", *map(plural, groups())] if name.startswith(word)]
+    if command == "diff":
+        return [name for name in _runs() if name.startswith(word)]
     if command == "help":
         return [name for name in commands() if name.startswith(word)]
     if command not in commands() or command == "train":

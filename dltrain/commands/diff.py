@@ -27,7 +27,7 @@ HOW = (
 class Options:
     """What `dltrain diff` takes; two words without a name are a and b."""
 
-    a: str  # a folder, the beginning of a run's name, last or best
+    a: str  # a folder, the beginning of a run's name, last or best; the word alone will do
     b: str  # another
     output_root: str = "outputs"  # where runs are looked for
 

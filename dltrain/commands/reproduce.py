@@ -12,7 +12,7 @@ from dltrain.compose import compose, literals
 from dltrain.errors import ConfigError, DataError, must, show
 from dltrain.launch import led, processes
 from dltrain.opening import contents, digest, identity, opened
-from dltrain.run import WHERE, Config, Run, differences, find, locked, read_yaml
+from dltrain.run import ELSEWHERE, WHERE, Config, Run, differences, find, locked, read_yaml
 
 BESIDE = "reproduced"  # the folder beside a run in which it is trained again, under its name
 
@@ -50,7 +50,14 @@ def _again(found: Run, config: Config, overrides: list[str]) -> Config:
     else:
         after = config
     trainer = {**after["trainer"], "threads": after["trainer"].get("threads") or found.result().get("threads")}
-    return {**after, "data": {**after["data"], **moved}, "trainer": trainer, "logger": {}, "sample_every": None}
+    return {
+        **after,
+        "data": {**after["data"], **moved},
+        "trainer": trainer,
+        "logger": {},
+        "sample_every": None,
+        "report": False,
+    }
 
 
 def _changed(config: Config, before: Config, after: Config) -> Config:
@@ -93,8 +100,7 @@ def _edited(found: Run, config: Config) -> list[list[str]]:
         return []
     with suppress(ConfigError):  # what was typed may name choices of another place
         typed = compose(found.words())
-        for key in ("name", "output_root", "fresh", "trust", "shards", *WHERE):
-            typed[key] = recorded[key]
+        typed |= {key: recorded[key] for key in ("shards", *ELSEWHERE, *WHERE) if key in recorded}
         edited = differences({**typed, "data": typed["data"] | _paths(recorded["data"])}, recorded)
         if rows := [[key, show(one), show(two)] for key, one, two in edited if key not in ("hash", "format")]:
             return rows
