@@ -27,6 +27,7 @@ TRAIN = [
     "trainer.threads=1",
     "trainer.save_every=1epochs",
     "name=run",
+    "report=false",
 ]
 MAPS = {"decoder": {"diffusion", "vae"}, "unet": {"diffusion"}}  # networks of signals and images: what wants such
 WHERE = [("single", 1), ("ddp", 2), ("fsdp", 2)]

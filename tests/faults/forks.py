@@ -169,7 +169,7 @@ SETTINGS = (
     "data=xor data.rows=2990 data.noise=0.5 data.split.valid=0.85 data.split.test=0.11 model.hidden=[8] "
     "model.dropout=0.2 model.norm=batch scheduler=onecycle scheduler.peak=3 optimizer.lr=0.1 ema=0.8 clip_norm=1 "
     "exact=true shards=4 batch_size=16 epochs=8 evaluate_every=7steps regularizer=[early_stopping,l1] "
-    "regularizer.early_stopping.patience=3 trainer.save_every=5steps trainer.threads=1 seed=3 name=run"
+    "regularizer.early_stopping.patience=3 trainer.save_every=5steps trainer.threads=1 seed=3 name=run report=false"
 )
 WORDS = SETTINGS.split()
 STOP_AT_50 = """
