@@ -85,7 +85,7 @@ def sentence(sweep: Sweep) -> str:
     if not scored:
         return told
     best = scored[0]
-    which = " ".join(f"{key}={value}" for key, value in best.settings.items())
+    which = " ".join(f"{key}={_cut(value)}" for key, value in best.settings.items())
     value = f"{'largest' if sweep.largest else 'smallest'} is {number(best.scores[sweep.metric])}"
     return f"{told} The {value}, of trial {best.number}{f' ({which})' * bool(which)}."
 
@@ -130,6 +130,14 @@ def search(sweep: Sweep) -> Iterator[Block]:
         if all(map(real, column)) and len(set(column)) > 2:
             points = (column, columns[sweep.metric])
             yield figures.scatter(f"{sweep.metric} by {key}", "One point a trial.", points, figures.short(key), y)
+
+
+def _cut(value: str) -> str:
+    """A setting as it was typed, but for digits of a number that nobody reads; its run has them all."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
 
 
 def _metric(name: str) -> str:
@@ -181,7 +189,7 @@ def trials(sweep: Sweep) -> Iterator[Block]:
     for rank, trial in enumerate([*sweep.scored, *rest], 1):
         place = str(rank) if rank <= len(sweep.scored) else ""
         scores = [number(trial.scores.get(name)) for name in (sweep.metric, *test)]
-        told = [trial.settings.get(key, "") for key in keys]
+        told = [_cut(trial.settings.get(key, "")) for key in keys]
         took = clock(trial.seconds) if trial.seconds else ""
         rows.append([place, str(trial.number), *told, *scores, trial.status, took, Cell(trial.run, trial.href)])
     header = ["rank", "trial", *keys, sweep.metric, *test, "status", "time", "run"]
