@@ -99,7 +99,6 @@ class Work:
     sampler: Sampler
     builder: Builder
     result: Config  # what is known of it before training
-    pruning: Pruning | None = None
 
     def twin(self) -> Training:
         """A training of the same parts with other weights, that has not begun and leaves nothing on disk."""
@@ -113,7 +112,6 @@ class Work:
         _publish(run, name, self.data, training, self.loggers)
         self.loggers.start(run.folder, self.config, training.position.step)
         training.step.fingerprint.start(run.folder, training.position.step, self.data.train["row"])
-        self.pruning = _pruned(run, self.config, training)
         _listen(
             training, terminal, self.loggers, signals, lambda: _sample(self.sampler, training, run.folder, terminal)
         )
@@ -122,14 +120,12 @@ class Work:
         """Train to the end, and say in result.json how it came, whatever the end is; returns what that says."""
         training, result, leads = self.training, self.result, self.training.trainer.rank == 0
         try:
+            _prune(self.run, self.config, training)
             point("train")
             yield from training.course()
             self.terminal.close()
-            if self.pruning and training.position.pruned:
-                result |= {"status": "pruned", "epochs": training.position.epoch, "steps": training.position.step}
-                result |= {"seconds": round(training.position.seconds, 3), **self.pruning.said()}
-            else:
-                result |= conclude(self.run, self.config, training, self.data)
+            pruned = training.position.pruned
+            result |= _behind(training) if pruned else conclude(self.run, self.config, training, self.data)
             training.checkpoints.wait()
         except BaseException as error:
             self._failed(error)
@@ -200,15 +196,22 @@ def build(
     return Work(run, config, terminal, data, training, loggers, sampler, builder, result)
 
 
-def _pruned(run: Run, config: Config, training: Training) -> Pruning | None:
-    """What may end a run early that is a trial of a search; any other run goes on where it was pruned as a trial."""
-    sweep = config.get("sweep") or {}
-    pruning = Pruning(sweep, run.folder, training.monitor) if sweep.get("of") else None
-    if pruning:
-        training.prune = pruning
-    if training.position.pruned:
-        training.position.pruned = training.trainer.tell(lambda: pruning is not None and pruning.again())
-    return pruning
+def _prune(run: Run, config: Config, training: Training) -> None:
+    """A run that is a trial of a search may end early; any other goes on where it was pruned as a trial."""
+    sweep, position = config.get("sweep") or {}, training.position
+    if sweep.get("of"):
+        training.prune = pruning = Pruning(sweep, run.folder, training.monitor)
+        position.pruned = position.pruned and training.trainer.tell(pruning.again)
+    else:
+        position.pruned = False
+
+
+def _behind(training: Training) -> Config:
+    """What result.json says of a trial that was pruned."""
+    assert isinstance(training.prune, Pruning)
+    position = training.position
+    told = {"status": "pruned", "epochs": position.epoch, "steps": position.step}
+    return told | {"seconds": round(position.seconds, 3), **training.prune.said()}
 
 
 def _begun(run: Run, builder: Builder, data: Data, terminal: Terminal) -> Task:

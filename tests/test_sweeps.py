@@ -217,6 +217,17 @@ def test_values_that_are_proposed_again_are_not_trained_again(fake: Fake) -> Non
     assert "of the same values" in said
 
 
+def test_fresh_searches_again(fake: Fake, here: Path) -> None:
+    words = ("sweep=random", "sweep.n_trials=3", LR)
+    sweep(*words)
+    before = lines()
+    sweep(*words, "fresh=true")
+    assert fake.trained[3:] == fake.trained[:3]
+    assert lines("s~1") == before
+    assert [line["params"] for line in lines()] == [line["params"] for line in before]
+    assert sorted(path.name for path in here.glob("outputs/sweeps/*")) == ["s", "s~1"]
+
+
 def test_a_line_that_was_not_written_to_its_end(fake: Fake) -> None:
     sweep("optimizer.lr=0.1,0.01,0.001")
     path = Path("outputs/sweeps/s/trials.jsonl")
@@ -280,6 +291,12 @@ def _url() -> str:
 def test_a_search_that_is_asked_to_stop(server: Server, here: Path) -> None:
     words = ["-m", *IRIS[:-1], "epochs=60", "trainer.threads=1", "sweep=random", "sweep.n_trials=3", LR, "name=s"]
     words.remove("epochs=4")
+    launch = server.start(words, here)
+    while not (here / "outputs/sweeps/s/multirun.yaml").exists() and not launch.over():
+        time.sleep(0.01)
+    launch.kill(signal.SIGINT)  # before the first trial has begun to train
+    assert launch.wait()[0] == 75
+    assert lines() == []
     for number in (signal.SIGTERM, signal.SIGINT):
         before = len(list(here.glob("outputs/*/metrics.jsonl")))
         launch = server.start(words, here)
@@ -502,6 +519,7 @@ BAD = {
     "-m optimzer.lr=0.1,0.2": "optimzer: no such setting; did you mean optimizer?",
     "-m optimizer.lrr=0.1,0.2": "optimizer.lrr: no such setting of optimizer=adamw; did you mean optimizer.lr?",
     "-m sweep=tpee seed=0,1": "sweep=tpee: no such sweep; did you mean tpe? (grid, random, tpe)",
+    "-m hydra/sweeper=basic seed=0,1": "hydra/sweeper=basic must be left out: sweep=grid, random or tpe says how",
     "sweep=tpe": "sweep=tpe needs -m: it goes through what is swept over",
 }
 

@@ -1,5 +1,6 @@
 """Trials that differ in numbers and seeds alone, trained side by side in this process."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from dltrain.commands import report
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, Stopped
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config
 from dltrain.sweeps.space import Job
@@ -79,6 +80,7 @@ def _together(jobs: Sequence[Job], told: Sequence[Told], search: "Search", take:
 
     forced = search.settings["together"] is True
     configs, words = [config for _, config, _ in told], [words for _, _, words in told]
-    train_together(configs, words, names.__setitem__, ending, forced, quiet=True)
+    with contextlib.suppress(Stopped), search.trial.opening():
+        train_together(configs, words, names.__setitem__, ending, forced, quiet=True)
     if raised:
         raise raised[0]

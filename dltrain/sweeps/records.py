@@ -31,6 +31,7 @@ class Records:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunInUse(f"sweep {self.folder.name} is in use by another process") from None
+        self.lines.clear()
         self.file.seek(0)
         whole = 0
         for line in self.file:

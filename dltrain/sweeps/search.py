@@ -17,6 +17,7 @@ from dltrain import compose
 from dltrain.commands.compare import direction
 from dltrain.errors import ConfigError, DiskError, Stopped, must, nearest, real, show
 from dltrain.launch import external
+from dltrain.opening import set_aside
 from dltrain.pruning import PRUNERS
 from dltrain.run import ELSEWHERE, WHERE, Config, Run, differences, read_yaml
 from dltrain.sweeps.board import Board
@@ -50,6 +51,7 @@ class Search:
         self.under_way: dict[int, Params] = {}  # when the sweep was stopped or killed
         self.reports = bool(config["report"])
         self.over = self.stopped = False
+        self.opening = False  # whether a trial of this process has begun, and does not listen to signals yet
         self.total = 0
 
     def begin(self, space: Space, config: Config) -> None:
@@ -64,6 +66,10 @@ class Search:
             self.study = Study(self.folder, self.how, self.settings["seed"], space, config)
             self.total = self.settings["n_trials"]
         self.records.open()
+        if config["fresh"] and not self._missing():  # as a run that is finished moves out of the way
+            self.records.close()
+            set_aside(Run(self.folder))
+            self.records.open()
         if self.records.lines:
             self._same(config)
         if self.study:
@@ -87,11 +93,9 @@ class Search:
 
     def jobs(self) -> Iterator[Job]:
         """The trials that have not ended, each when it is asked for."""
-        for number in range(1, self.total + 1):
+        for number in self._missing():
             if self.over or self.stopped:
                 return
-            if (line := self.records.lines.get(number)) and (self.study or not line["exit"]):
-                continue
             job = self.space.job(number, self._params(number))
             if same := self._like(job.params):
                 self._ended({**same, "trial": number, "same_as": same["trial"]})
@@ -111,6 +115,11 @@ class Search:
         """Whether trials may be trained side by side in this process: none of them waits for another's end."""
         return bool(self.settings["together"]) and _apart(self.how, self.settings)
 
+    def _missing(self) -> list[int]:
+        """The trials that have not ended; in a grid one that failed is tried again."""
+        lines = self.records.lines
+        return [n for n in range(1, self.total + 1) if n not in lines or (lines[n]["exit"] and not self.study)]
+
     def _params(self, number: int) -> Params:
         """The values of a trial that has not ended."""
         if not self.study:
@@ -123,7 +132,7 @@ class Search:
         return [*self.running.values(), *(twin for twins in self.twins.values() for twin in twins)]
 
     def _like(self, params: Params) -> Line | None:
-        """What became of an earlier trial of the same values; in a grid one that failed is tried again."""
+        """What became of an earlier trial of the same values."""
         ended = (line for line in self.records.lines.values() if self.study or not line["exit"])
         return next((line for line in ended if line.get("params") == params), None)
 
@@ -205,10 +214,12 @@ class Search:
         if self.stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopped = True
+        if self.opening:
+            raise Stopped("stopped before training began; nothing was lost")
 
 
 def _full(name: str) -> str:
-    return name if "/" in name.split("/")[0] or name.startswith("valid/") or name in COSTS else f"valid/{name}"
+    return name if name.startswith("valid/") or name in COSTS else f"valid/{name}"
 
 
 def _apart(how: str, settings: Mapping[str, Any]) -> bool:
@@ -267,6 +278,8 @@ def searched(words: list[str]) -> Iterator[tuple[Search, list[str]]]:
 
     The name names the sweep: its folder lists the trials, which are ordinary runs.
     """
+    if others := [word for word in words if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=dltrain"]:
+        raise ConfigError(f"{others[0]} must be left out: sweep=grid, random or tpe says how")
     variants, _ = compose.trials(words)
     config = _first_of(variants[:VARIANTS])
     words = [word for word in words if not word.startswith("name=")]

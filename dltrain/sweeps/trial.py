@@ -1,13 +1,14 @@
 """The task of Hydra's jobs: train one trial, an ordinary run named by its settings, and say what came of it."""
 
+import contextlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import compose
-from dltrain.errors import UserError, tell
+from dltrain.errors import Stopped, UserError, tell
 from dltrain.run import Config, Run
 
 if TYPE_CHECKING:
@@ -48,13 +49,28 @@ class Trial:
         config: Config = {}
         try:
             config, words = self.told(cfg, HydraConfig.get())
-            code, message = train(config, words, names.append), ""
+            with self.opening():
+                code, message = train(config, words, names.append), ""
         except UserError as error:
             code, message = tell(error), str(error)
         except Exception as error:
             traceback.print_exc()
             code, message = 1, f"{type(error).__name__}: {error}"
         return self.outcome(config, code, message, names[-1] if names else None)
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Within, a signal ends what begins here, also while nobody listens who could save it."""
+        if not self.search:
+            yield
+            return
+        self.search.opening = True
+        try:
+            if self.search.stopped:
+                raise Stopped("stopped before training began; nothing was lost")
+            yield
+        finally:
+            self.search.opening = False
 
     def told(self, cfg: "DictConfig", hydra: "DictConfig | HydraConf") -> tuple[Config, list[str]]:
         """The config of a trial's run, and what was typed; raises ConfigError if something is wrong with it.
