@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ import pexpect
 import pytest
 from faults.forks import Server
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from scipy.stats import kstest
@@ -31,7 +33,8 @@ from dltrain import cli
 from dltrain.compose import compose, trials
 from dltrain.errors import DataError, DiskError, Stopped
 from dltrain.sweeps.records import Records
-from dltrain.sweeps.space import Space
+from dltrain.sweeps.slots import spread
+from dltrain.sweeps.space import Job, Space
 from dltrain.sweeps.study import Study
 
 LR = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
@@ -449,6 +452,43 @@ def test_a_slot_that_is_killed_is_a_failed_trial(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_slots_do_not_outlive_their_search(here: Path) -> None:
+    words = ("-m", *IRIS, "sweep.slots=2", "epochs=100000", "seed=0,1,2", "name=s")
+    child = pexpect.spawn(sys.executable, ["-m", "dltrain", *words], env={**os.environ, "COLUMNS": "50"}, timeout=200)
+    while len(found := list(here.glob("outputs/*/metrics.jsonl"))) < 2:
+        time.sleep(0.1)
+        assert child.isalive()
+    child.kill(signal.SIGKILL)
+    child.wait()
+    until = time.monotonic() + 60
+    for path in found:
+        with (path.parent / "run.lock").open() as lock:
+            while time.monotonic() < until:  # the lock is free once its process has gone
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
+            else:
+                pytest.fail(f"{path.parent.name} is trained still")
+
+
+def test_slots_have_their_own_share(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def run(job: Job) -> JobReturn:
+        print("said", job.number)
+        told = [os.environ[key] for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+        return JobReturn(status=JobStatus.COMPLETED, _return_value=told)
+
+    jobs = iter([Job(number, {}, ()) for number in (1, 2)])
+    done = {job.number: returned.return_value for job, returned in spread(jobs, 2, run, here / "logs", lambda: False)}
+    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert done == {1: ["3", share], 2: ["5", share]}
+    assert (here / "logs/trial-2.log").read_text() == "said 2\n"
+
+
+@pytest.mark.slow
 def test_the_table_on_a_terminal(here: Path) -> None:
     words = ("-m", *IRIS, "sweep=random", "sweep.n_trials=3", LR, "name=s", "epochs=40")
     command = shlex.join([sys.executable, "-m", "dltrain", *words])
@@ -594,8 +634,6 @@ def test_a_locked_database(fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_search_that_another_process_carries_out(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
     sweep("optimizer.lr=0.1,0.2")
     with Path("outputs/sweeps/s/trials.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -17,7 +18,6 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
 from dltrain.errors import Elsewhere, Stopped
-from dltrain.launch import die_with
 from dltrain.launch.plan import visible_gpus
 from dltrain.sweeps.space import Job
 
@@ -120,10 +120,18 @@ def _environment(own: dict[str, str]) -> Iterator[None]:
             os.environ[key] = value
 
 
+def _follow() -> None:
+    """End when who started us has gone, however that was: the server that forked us lives as long as we do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _be(payload: bytes, answer: Connection, log: str, own: dict[str, str]) -> None:
     """Be the process of one job."""
     os.setpgrp()  # Ctrl-C is for who started us, and tells us
-    die_with(os.getppid())
+    threading.Thread(target=_follow, daemon=True).start()
     os.environ.update(own)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)
