@@ -12,16 +12,17 @@ textbook    TensorDataset, DataLoader(shuffle=True), torch.optim.AdamW as it com
 processes   `python -m dltrain` for each trial: it composes its config, imports torch and reads the file.
 
 Configs are composed and checked before the clock starts, but for the processes, which compose their own. Of what takes
-long only --some trials are run in a round and the time is scaled to all (processes: --some / 4, at least 2); contestants
-take turns, so that whatever else the machine does hits them alike. A cell is the median over rounds of theirs / together
-within a round, and (min-max): CPU seconds of processes and their children, and seconds of the wall, which also has the
-disk and what other programs took. Nothing is asserted; the exit code is 0.
+long only --some trials are run in a round, the time scaled to all (processes: --some / 4, at least 2); contestants
+take turns, so that whatever else the machine does hits them alike. A cell is the median over rounds of theirs over that
+of `together`, within a round, and (min-max): CPU seconds of processes and their children, and seconds of the wall,
+which also has the disk and what other programs took. Nothing is asserted; the exit code is 0.
 """
 
 import argparse
 import contextlib
 import copy
 import io
+import itertools
 import os
 import random
 import resource
@@ -126,7 +127,7 @@ def textbook(options: argparse.Namespace, n: int) -> None:
     for number in range(n):
         torch.manual_seed(number)
         widths = [N_IN, *options.hidden]
-        layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
         network = nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
         for _ in range(options.epochs):

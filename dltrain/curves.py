@@ -26,6 +26,13 @@ def curves(target: "Target", prediction: Tensor, truth: Tensor, threshold: float
     `roc`, `precision_recall` and the areas under them; `calibration` of bins of probabilities (of several classes the
     largest probability, and how often it is right). Of numbers some rows, and counts of residuals.
     """
+    from sklearn import config_context
+
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # which takes longer than the curves
+        return _curves(target, prediction, truth, threshold)
+
+
+def _curves(target: "Target", prediction: Tensor, truth: Tensor, threshold: float) -> Curves:
     told, real = prediction.detach().double().cpu().numpy(), truth.detach().cpu().numpy()
     if not len(real) or not np.isfinite(told).all():
         return {}
@@ -76,11 +83,11 @@ def _each(names: tuple[str, ...], yes: np.ndarray, choice: np.ndarray) -> list[d
 
 def _ranking(yes: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     """ROC and precision over recall of one class against the rest, and the areas."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+    from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
     false, true, _ = roc_curve(yes, p)
     precision, recall, _ = precision_recall_curve(yes, p, drop_intermediate=True)
-    areas = {"auroc": float(roc_auc_score(yes, p)), "average_precision": float(average_precision_score(yes, p))}
+    areas = {"auroc": float(auc(false, true)), "average_precision": float(-np.diff(recall) @ precision[:-1])}
     return areas | {"roc": _thinned(false, true), "precision_recall": _thinned(recall[::-1], precision[::-1])}
 
 
