@@ -184,6 +184,9 @@ def test_hydras_main_finds_the_users_configs() -> None:
     assert "model/own" in typed("model=own", "--info", "defaults").stdout
 
 
+ALONE = "sweep.together=false"  # trials one after another, each by commands.train
+
+
 class Recorder:
     """Stands for training: keeps what it was called with, and ends as it is told."""
 
@@ -266,6 +269,7 @@ def test_a_sweep_trains_every_combination(train: Recorder, here: Path, capsys: p
         "data.path=a,b (1).csv",
         "data.target=x",
         "name=two",
+        ALONE,
     ]
     assert cli.run(words) == 0
     assert [(config["choices"]["model"], config["seed"]) for config, _ in train.calls] == [
@@ -277,7 +281,8 @@ def test_a_sweep_trains_every_combination(train: Recorder, here: Path, capsys: p
     for config, typed_words in train.calls:
         assert config["name"] is None  # the name is the sweep's
         assert config["data"]["path"] == "a,b (1).csv"
-        assert {**compose(typed_words), "name": None} == config  # what resume will compose again
+        own = {"name": None, "sweep": config["sweep"]}
+        assert {**compose(typed_words), **own} == config  # what resume will compose again
     folder = here / "outputs/sweeps/two"
     lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     assert [(line["trial"], line["exit"]) for line in lines] == [(1, 0), (2, 0), (3, 0), (4, 0)]
@@ -288,7 +293,7 @@ def test_a_sweep_trains_every_combination(train: Recorder, here: Path, capsys: p
 
 def test_a_sweep_goes_on_after_a_failed_trial(train: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     train.ends = [DataError("no rows"), 0, RuntimeError("ours")]
-    assert cli.run(["-m", "seed=0,1,2,3", "name=s"]) == 1
+    assert cli.run(["-m", "seed=0,1,2,3", "name=s", ALONE]) == 1
     assert len(train.calls) == 4
     said = capsys.readouterr()
     assert said.out.splitlines()[-3:] == [
@@ -302,11 +307,11 @@ def test_a_sweep_goes_on_after_a_failed_trial(train: Recorder, capsys: pytest.Ca
 
 def test_a_stopped_sweep_stops(train: Recorder) -> None:
     train.ends = [0, Stopped("saved")]
-    assert cli.run(["-m", "seed=0,1,2,3"]) == 75
+    assert cli.run(["-m", "seed=0,1,2,3", ALONE]) == 75
     assert len(train.calls) == 2
-    assert cli.run(["-m", "seed=0,1,2,3"]) == 0  # the same command goes on with what has not ended
+    assert cli.run(["-m", "seed=0,1,2,3", ALONE]) == 0  # the same command goes on with what has not ended
     assert len(train.calls) == 5
-    assert cli.run(["-m", "seed=0,1,2,3"]) == 0
+    assert cli.run(["-m", "seed=0,1,2,3", ALONE]) == 0
     assert len(train.calls) == 5
 
 
@@ -335,7 +340,7 @@ def test_an_experiment_may_ask_for_a_sweep(train: Recorder) -> None:
     Path("configs/experiment/many.yaml").write_text(
         "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 3,4\n"
     )
-    assert cli.run(["experiment=many"]) == 0
+    assert cli.run(["experiment=many", ALONE]) == 0
     assert [config["seed"] for config, _ in train.calls] == [3, 4]
 
 

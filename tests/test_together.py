@@ -264,10 +264,11 @@ def test_what_was_stopped_goes_on_alone_or_together(fault: str, code: int, stack
     whole = alone(common, LRS, "whole")
     words = [[*common, *own, "output_root=stopped"] for own in LRS]
     assert killed(words, fault) == code
-    assert all(run.steps and run.steps[-1] < whole[0].steps[-1] for run in found("stopped"))
+    assert all(run.steps[-1:] < whole[0].steps[-1:] for run in found("stopped"))
+    assert code < 0 or all(run.steps for run in found("stopped"))
     alone(common, LRS[:1], "stopped")
     assert together(common, LRS, "stopped") == [0, 0, 0]
-    assert stacks == [2]
+    assert stacks == [2] or code < 0  # a kill may catch one of two checkpoints on its way to the disk
     for one, other in zip(found("stopped"), whole, strict=True):
         assert apart(one, other) < 1e-4
         assert [line["step"] for line in one.records] == [line["step"] for line in other.records]
