@@ -6,15 +6,28 @@ launchers of other machines; our own launcher otherwise takes another job whenev
 do not say for which version they are, of which Hydra warns; that warning is no error here.
 """
 
+from collections.abc import Iterator
+
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
 OURS = ["hydra/sweeper=dltrain"]
 SLOTS = "hydra.launcher.slots=2"
+
+
+@pytest.fixture(autouse=True)
+def unspecified() -> Iterator[None]:
+    """The version that Hydra's tests assume, whatever other tests of this process have asked for."""
+    before = VersionBase.instance()
+    VersionBase.set_instance(VersionBase.__new__(VersionBase))
+    VersionBase.instance().__init__()  # type: ignore[misc]
+    yield
+    VersionBase.set_instance(before)
 
 
 def test_hydra_finds_both() -> None:

@@ -95,7 +95,7 @@ def database(name: str = "s") -> list[optuna.trial.FrozenTrial]:
 def sweep(*words: str, code: int = 0) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert cli.run(["-m", *words, "name=s"]) == code
+        assert cli.run(["-m", *words, "name=s", "sweep.together=false"]) == code  # by commands.train, one by one
     return said.getvalue()
 
 
@@ -262,7 +262,7 @@ def test_killed_between_two_files(moment: str, fake: Fake, monkeypatch: pytest.M
         return real(*given)
 
     monkeypatch.setattr(*where, kill)
-    assert cli.run(["-m", *words, "name=s"]) == 130
+    assert cli.run(["-m", *words, "name=s", "sweep.together=false"]) == 130
     monkeypatch.setattr(*where, real)
     sweep(*words)
     assert [{**line, "words": None} for line in lines()] == expected
@@ -293,6 +293,7 @@ def _url() -> str:
 
 def test_a_search_that_is_asked_to_stop(server: Server, here: Path) -> None:
     words = ["-m", *IRIS[:-1], "epochs=60", "trainer.threads=1", "sweep=random", "sweep.n_trials=3", LR, "name=s"]
+    words += ["sweep.together=false"]
     words.remove("epochs=4")
     launch = server.start(words, here)
     while not (here / "outputs/sweeps/s/multirun.yaml").exists() and not launch.over():
@@ -421,7 +422,7 @@ def test_halving_is_optunas(server: Server, here: Path) -> None:
 
 @pytest.mark.slow
 def test_slots_come_to_what_one_process_comes_to(here: Path) -> None:
-    words = ("-m", *IRIS, "sweep=random", "sweep.n_trials=4", LR, "name=s")
+    words = ("-m", *IRIS, "sweep=random", "sweep.n_trials=4", "sweep.together=false", LR, "name=s")
     for root, more in (("one", ()), ("two", ("sweep.slots=2",))):
         command = [sys.executable, "-m", "dltrain", *words, *more, f"output_root={root}"]
         said = pexpect.run(shlex.join(command), timeout=300, withexitstatus=True, env={**os.environ, "COLUMNS": "50"})
