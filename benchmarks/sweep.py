@@ -1,6 +1,6 @@
 """Many trials in one process against the same trials one after another, a textbook loop, and a process each.
 
-    python benchmarks/sweep.py [--members 128] [--hidden 32 32] [--batch 32] [--epochs 20] [--rounds 3] [--some 8]
+    python benchmarks/sweep.py [--members 128] [--hidden 32 32] [--batch 32] [--epochs 30] [--rounds 3] [--some 8]
 
 An MLP on 1,500 training rows of 40 numbers and 10 classes (321 more each for validation and the test), one thread;
 trials differ in learning rate and seed. All write whole run folders but for the textbook.
@@ -85,7 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=128)
     parser.add_argument("--hidden", type=int, nargs="+", default=[32, 32])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--some", type=int, default=8, help="trials of those that take long")
     parser.add_argument("--without-processes", action="store_true")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,14 @@ class Preparation:
         """The rows of a new file that have a target, in pieces; raises DataError if it has no such column."""
         return labelled(self, path, rows)
 
+    @cached_property
+    def _fitted(self) -> bytes:
+        """The fitted transformers, which never change: runs that share rows write them again and again."""
+        return pipeline.dumps({"blocks": self.encoding.blocks, "steps": self.steps})
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the fitted transformers into a folder; gives the rest as what JSON can hold."""
-        parts = {"blocks": self.encoding.blocks, "steps": self.steps}
-        (Path(folder) / FILE).write_bytes(pipeline.dumps(parts))
+        (Path(folder) / FILE).write_bytes(self._fitted)
         return {
             "_target_": "dltrain.data.preparation.Preparation",
             "format": 1,
