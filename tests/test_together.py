@@ -200,7 +200,14 @@ def test_clipping_averages_and_schedules(double: None, stacks: list[int]) -> Non
     assert apart(ones[0], others[1]) > 1e-3  # the comparison can fail
 
 
-def test_a_hundred_steps_in_float64_and_in_float32(stacks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", [["model=mlp", "model.hidden=[8]"], *NETWORKS.values()], ids=" ".join)
+def test_a_hundred_steps_in_float64(network: list[str], double: None, stacks: list[int]) -> None:
+    words = ("data=wine", "data.split.seed=0", "batch_size=8", "epochs=7", "trainer.threads=1")
+    ones, _ = same((*words, *network), LRS, stacks)
+    assert ones[0].steps[-1] > 100
+
+
+def test_a_hundred_steps_in_float32(stacks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     common = (*WORDS, "batch_size=8", "epochs=7", "model.hidden=[32,32]")
     together(common, LRS, "single")
     ones, others = found("single"), alone(common, LRS, "alone-single")
