@@ -504,6 +504,48 @@ def test_the_table_on_a_terminal(here: Path) -> None:
     assert (here / "outputs/sweeps/s/logs/trial-3.log").is_file()
 
 
+# Side by side
+
+
+def test_trials_side_by_side_are_what_they_are_alone(here: Path) -> None:
+    words = ("-m", *IRIS, "activation=relu,tanh", "optimizer.lr=0.1,0.01", "seed=0,1", "name=s", "report=false")
+    for value in ("true", "false"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert cli.run([*words, f"sweep.together={value}", f"output_root={value}"]) == 0
+    for run in here.glob("true/iris-*"):
+        result, alone = (json.loads((here / root / run.name / "result.json").read_text()) for root in ("true", "false"))
+        assert (result["together"], alone["together"]) == (4, 1)  # those of one activation
+        assert result["test"] == pytest.approx(alone["test"], abs=1e-5)
+    for root in ("true", "false"):
+        found = [json.loads(line) for line in (here / root / "sweeps/s/trials.jsonl").read_text().splitlines()]
+        assert sorted(line["trial"] for line in found) == list(range(1, 9))
+        assert all(line["exit"] == 0 and line["values"] and line["run"] for line in found)
+
+
+def test_a_search_that_stops_at_a_failed_trial_begins_no_other_group(here: Path) -> None:
+    words = ("-m", *IRIS, "activation=relu,tanh", "optimizer=sgd", "optimizer.lr=1e30,0.1", "name=s", "report=false")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.run([*words, "sweep.together=true", "sweep.on_fail=stop"]) == 1
+    assert {(line["trial"], line["exit"]) for line in lines()} == {(1, 76), (2, 0)}
+    assert "2 of 4 trials, 1 failed" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sweep.together=maybe"], "sweep.together must be auto, true or false, got maybe"),
+        (["sweep.together=true", "sweep.slots=2"], "sweep.together must be auto or false with sweep=tpe, a pruner, "),
+        (["sweep.together=true", "sweep=tpe"], "sweep.together must be auto or false with sweep=tpe, a pruner, "),
+    ],
+)
+def test_what_cannot_go_side_by_side(
+    words: list[str], sentence: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["-m", *IRIS, "optimizer.lr=0.1,0.01", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"dltrain: {sentence}")
+    assert not list(here.iterdir())
+
+
 # What README and docs/sweeps.md say
 
 PAGES = [Path(__file__).parents[1] / name for name in ("README.md", "docs/sweeps.md")]
