@@ -36,9 +36,13 @@ def refused(*words: str) -> str:
 
 
 def test_an_archive_does_elsewhere_what_the_run_does(tmp_path: Path) -> None:
+    for name in ("mlflow.txt", "wandb/offline-run/host.txt"):
+        Path("outputs/flowers", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("outputs/flowers", name).write_text("here")
     said = command("pack", "run=flowers")
     assert said.startswith("wrote flowers.tar.gz (")
     found = names("flowers.tar.gz")
+    assert not any("mlflow" in name or "wandb" in name for name in found)
     assert {"flowers/config.yaml", "flowers/result.json", "flowers/metrics.jsonl"} <= found
     assert {"flowers/environment.json", "flowers/model/model.safetensors", "flowers/model/manifest.json"} <= found
     assert not any("checkpoints" in name or "run.lock" in name or "/." in name for name in found)

@@ -9,7 +9,8 @@ from dltrain.commands import check_out, parse, written
 from dltrain.errors import must
 from dltrain.run import find
 
-LEFT_OUT = ("checkpoints", "run.lock")  # of use to none but who goes on with this run, here
+# of use to none but who goes on with this run, here: what loggers keep names this machine and its servers
+LEFT_OUT = ("checkpoints", "run.lock", "mlflow.txt", "wandb")
 
 
 @dataclass
