@@ -100,7 +100,7 @@ def run(words: list[str], instead: Callable[[Ours], None]) -> None:
     """A run by dltrain's own worker, in which something else stands where it would train."""
     with ExitStack() as stack:
         opened_run, name, config = stack.enter_context(opened(compose(words), words))
-        stack.enter_context(mock.patch.object(Training, "train", lambda training: instead(Ours(training))))
+        stack.enter_context(mock.patch.object(Training, "course", lambda training: instead(Ours(training)) or ()))
         nowhere = stack.enter_context(Path(os.devnull).open("w"))
         console = Console(file=nowhere, force_terminal=True, force_interactive=True, width=100)
         work(opened_run, name, config, Terminal(console))

@@ -189,11 +189,11 @@ calls = []
 forward = nn.Linear.forward
 nn.Linear.forward = lambda self, x: calls.append(1) or forward(self, x)
 from dltrain import train
-after = train.Training.train
+course = train.Training.course
 def counted(self):
-    after(self)
+    yield from course(self)
     print("forward passes", len(calls))
-train.Training.train = counted
+train.Training.course = counted
 """
 
 

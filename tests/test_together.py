@@ -343,7 +343,7 @@ def test_who_goes_together() -> None:
     [
         *(["exact=true"], ["optimizer=muon"], ["optimizer=rprop"], ["task=gan"], ["shards=2"], ["trainer=ddp"]),
         *(["precision=bfloat16"], ["trainer.compile=true"], ["model.freeze=[body]"], ["model.layer_decay=0.8"]),
-        *(["report=true"], ["model=tabm"]),
+        ["model=tabm"],
     ],
     ids=" ".join,
 )
