@@ -32,6 +32,7 @@ from scipy.stats import kstest
 from dltrain import cli
 from dltrain.compose import compose, trials
 from dltrain.errors import DataError, DiskError, Stopped
+from dltrain.sweeps.board import Board
 from dltrain.sweeps.records import Records
 from dltrain.sweeps.slots import spread
 from dltrain.sweeps.space import Job, Space
@@ -491,7 +492,7 @@ def test_slots_have_their_own_share(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_the_table_on_a_terminal(here: Path) -> None:
-    words = ("-m", *IRIS, "sweep=random", "sweep.n_trials=3", LR, "name=s", "epochs=40")
+    words = ("-m", *IRIS, "sweep=random", "sweep.n_trials=3", LR, "name=s", "epochs=40", "sweep.together=false")
     command = shlex.join([sys.executable, "-m", "dltrain", *words])
     child = pexpect.spawn(command, dimensions=(24, 100), timeout=200, encoding="utf-8")
     child.expect(r"best +\d  ")
@@ -544,6 +545,14 @@ def test_what_cannot_go_side_by_side(
     assert cli.run(["-m", *IRIS, "optimizer.lr=0.1,0.01", *words]) == 2
     assert capsys.readouterr().err.startswith(f"dltrain: {sentence}")
     assert not list(here.iterdir())
+
+
+def test_the_table_fits_a_screen_however_many_run(here: Path) -> None:
+    board = Board(here, 1, {})
+    board.running = {k: (Job(k, {"seed": str(k)}, ()), time.monotonic()) for k in range(1, 201)}
+    said = board._table().plain.splitlines()
+    assert len(said) < 20
+    assert said[-1].split() == ["running", "192", "more"]
 
 
 # What README and docs/sweeps.md say

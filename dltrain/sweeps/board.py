@@ -17,6 +17,7 @@ from dltrain.sweeps.records import Line
 from dltrain.sweeps.space import Job
 
 NARROW = 60  # columns of a terminal, below which there are plain lines
+SHOWN = 8  # trials that run, of perhaps hundreds side by side
 FRONT = 5  # trials that are shown while others run, of those than which none is better
 
 
@@ -95,9 +96,11 @@ class Board:
         rows = [["", "trial", *metrics, *dict.fromkeys(keys)]]
         for line in best:
             rows.append(["best", str(line["trial"]), *map(number, line["values"].values()), *line["params"].values()])
-        for job, began in self.running.values():
+        for job, began in list(self.running.values())[:SHOWN]:
             since = [clock(now - began), *[""] * (len(metrics) - 1)] if metrics else []
             rows.append(["running", str(job.number), *since, *job.params.values()])
+        if (more := len(self.running) - SHOWN) > 0:
+            rows.append(["running", f"{more} more", *[""] * (len(rows[0]) - 2)])
         cells = [[shown(_short(cell)) for cell in row] for row in rows]
         left = "".join(f", about {clock(left)} left" for left in self._left())
         head = f"sweep {self.folder}: {_counted(self.lines.values(), self.total)}{left}"
