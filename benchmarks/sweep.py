@@ -5,7 +5,7 @@
 An MLP on 1,500 training rows of 40 numbers and 10 classes (321 more each for validation and the test), one thread;
 trials differ in learning rate and seed. All write whole run folders but for the textbook.
 
-together    dltrain.together.train.train_together, which decides by a measurement whether to stack them.
+together    dltrain.together.train.train_together, which decides by counts whether to stack them.
 ours        The same trials by dltrain's own worker, one after another.
 textbook    TensorDataset, DataLoader(shuffle=True), torch.optim.AdamW as it comes, cross_entropy, zero_grad, backward,
             step. No validation, nothing saved, nothing shown.
@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def measured(options: argparse.Namespace, contestants: Contestants) -> Times:
             run, n = contestants[name]
             n = min(n, options.members)
             before, began = spent(), time.perf_counter()
-            silently(lambda run=run, n=n: run(n))  # type: ignore[misc]
+            silently(partial(run, n))
             scale = options.members / n
             times[name].append(((spent() - before) * scale, (time.perf_counter() - began) * scale))
     return times
@@ -175,8 +176,8 @@ def report(options: argparse.Namespace, times: Times) -> None:
         f"{options.members} trials of {widths}, batch {options.batch}, {options.epochs} epochs, {options.rounds} rounds"
     )
     print(
-        f"stacked where a step takes less than {lockstep.GAIN} of the time alone and networks have at most"
-        f" {lockstep.LARGEST:,} numbers"
+        f"stacked if {lockstep.MEMBERS} or more, of at most {lockstep.PARAMETERS:,} parameters"
+        f" and {lockstep.OPERATIONS:,} operations a step"
     )
     print(f"{'':12}{'seconds of CPU':>16}{'of the wall':>14}{'CPU / together':>26}{'wall / together':>26}")
     for name, found in times.items():

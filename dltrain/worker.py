@@ -100,12 +100,6 @@ class Work:
     builder: Builder
     result: Config  # what is known of it before training
 
-    def twin(self) -> Training:
-        """A training of the same parts with other weights, that has not begun and leaves nothing on disk."""
-        task = bundle.make_task(self.builder, self.data.preparation)
-        nowhere = Checkpoints(self.run.folder, self.terminal.warn, writes=False)
-        return assemble(self.training.settings, self.builder, self.training.trainer, self.data, task, nowhere)
-
     def begin(self, name: str, signals: Signals) -> None:
         """Give the folder its name, and tell training whom to tell."""
         run, training, terminal = self.run, self.training, self.terminal
@@ -384,9 +378,9 @@ def conclude(run: Run, config: Config, training: Training, data: Data) -> Config
     for player in training.players.values():
         player.decay = None  # the averaged weights are in place
     scores: dict[str, dict[str, float]] = {}
-    last = "test" if len(data.test["target"]) else "valid"
+    drawn = ("test" if len(data.test["target"]) else "valid") if config["report"] else None
     for split in dict.fromkeys((task.concludes_on, "valid", "test")):
-        rows, told = getattr(data, split), {"split": split} if split == last else None
+        rows, told = getattr(data, split), {"split": split} if split == drawn else None
         scores[split] = (
             _scores(task, training, rows, split == task.concludes_on, run, told) if len(rows["target"]) else {}
         )

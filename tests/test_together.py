@@ -71,14 +71,14 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def together(common: Words, each: Sequence[Words], root: str = "together", forced: bool = True) -> list[int]:
-    words = [[*common, *own, f"output_root={root}"] for own in each]
+    words = [[*common, *own, "report=false", f"output_root={root}"] for own in each]
     with contextlib.redirect_stdout(io.StringIO()):
         return train_together([compose(list(typed)) for typed in words], words, forced=forced)
 
 
 def alone(common: Words, each: Sequence[Words], root: str = "alone") -> list[Trained]:
     for own in each:
-        words = [*common, *own, f"output_root={root}"]
+        words = [*common, *own, "report=false", f"output_root={root}"]
         with contextlib.redirect_stdout(io.StringIO()):
             train(compose(words), words, lambda name: None)
     return found(root)
@@ -353,24 +353,41 @@ def test_who_is_trained_alone(words: list[str]) -> None:
     assert groups([compose([*typed, "seed=1"]), compose([*typed, "seed=2"])]) == [[0], [1]]
 
 
-def test_large_networks_are_trained_one_by_one_unless_forced(stacks: list[int]) -> None:
-    assert together((*WORDS, "model.hidden=[256,256]", "epochs=1"), LRS[:2], forced=False) == [0, 0]
-    assert stacks == []
-    assert together((*WORDS, "model.hidden=[256,256]", "epochs=1"), LRS[:2], root="again") == [0, 0]
-    assert stacks == [2]
+@pytest.mark.parametrize(
+    ("n", "words", "stack"),
+    [
+        (6, [], [6]),
+        (5, [], []),  # too few
+        (6, ["model.hidden=[256,256]"], []),  # a large network
+        (6, ["model.hidden=[140]", "data=digits", "batch_size=512"], []),  # a large step of a small one
+        (6, ["model.hidden=[140]", "data=digits"], [6]),
+    ],
+)
+def test_what_is_stacked_is_decided_by_counts(n: int, words: list[str], stack: list[int], stacks: list[int]) -> None:
+    seeds = [[f"seed={k}"] for k in range(n)]
+    common = (*WORDS, "epochs=1", *words)
+    assert together(common, seeds, forced=False) == [0] * n
+    assert stacks == stack
+    assert {run.result["together"] for run in found("together")} == {n if stack else 1}
+    assert together(common, seeds, "forced") == [0] * n
+    assert stacks == [*stack, n]
 
 
 def test_what_torch_func_does_not_know_is_trained_one_by_one(
-    stacks: list[int], monkeypatch: pytest.MonkeyPatch
+    stacks: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def reads_numbers(self: Any, batch: Any) -> Any:
         assert float(batch["features"].sum()) == float(batch["features"].sum())
         yield "network", *self._loss(self._output(batch), batch)
 
     monkeypatch.setattr("dltrain.tasks.supervised.Supervised.losses", reads_numbers)
-    assert together(WORDS, LRS) == [0, 0, 0]
+    words = [[*WORDS, *own, "output_root=together"] for own in LRS]
+    assert train_together([compose(typed) for typed in words], words, forced=True) == [0, 0, 0]
     assert stacks == []
     assert [run.result["status"] for run in found("together")] == ["finished"] * 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert "these 3 runs cannot be trained side by side: vmap: It looks like you're calling .item() on a Tensor" in told
+    assert "they are trained one by one" in told
 
 
 def test_numbers_of_each() -> None:

@@ -1,26 +1,25 @@
 """Walk the courses of several runs side by side: what all of them ask for is done for all at once."""
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dltrain.bundle import make_task
 from dltrain.evaluate import chunk_size
 from dltrain.faults import point
 from dltrain.together.numbers import Disagree
 from dltrain.together.stack import Stack, Template
-from dltrain.train import Look, Rows, Stretch, Training
+from dltrain.train import Look, Stretch, Training
 from dltrain.worker import Work
 
-LARGEST = 2**15  # parameters of a network from which on one by one is as fast (measured on MLPs)
+MEMBERS = 6  # from which on a step of a stack takes less than theirs one by one, which cost some 0.3 ms each
+PARAMETERS = 2**15  # of a network, up to which moving those of many at once is faster
+OPERATIONS = 15_000_000  # of a member in a step, up to which products of many small matrices are faster (MLPs, CNNs)
 NUMBERS = 2**20  # parameters of all members of a stack: with more, they leave a core's cache between two steps
 PAUSE = 0.5  # seconds between two looks at the clock and at signals, which all members take
-GAIN = 0.95  # of the time that a step takes alone, that it may take together
-TRIALS = 5  # steps that are timed
 UNKNOWN = (Disagree, RuntimeError, NotImplementedError, ValueError, UserWarning)  # what torch.func makes of the rest
 STEP = 2  # number of those, at which nobody looks at a network's health
 
@@ -70,7 +69,7 @@ def walk(members: Sequence[Member], forced: bool) -> None:
                 stacks.setdefault(shape(member.training), []).append(member)
         for alike in stacks.values():
             size = sum(p.numel() for p in alike[0].training.task.parameters())
-            n = max(2, NUMBERS // max(1, size)) if forced or size <= LARGEST else 1
+            n = max(2, NUMBERS // max(1, size))
             for start in range(0, len(alike), n):
                 side_by_side(alike[start : start + n], forced)
     except BaseException as error:
@@ -90,10 +89,13 @@ def shape(training: Training) -> str:
 
 def side_by_side(members: Sequence[Member], forced: bool) -> None:
     """Train runs of one shape."""
-    together = len(members) > 1 and stackable(members, forced)
+    against = "it is one run" if len(members) == 1 else unstackable(members, forced)
     for member in members:
-        member.work.result["together"] = len(members) if together else 1
-    for member in lockstep(list(members)) if together else members:
+        member.work.result["together"] = 1 if against else len(members)
+    if against and forced and len(members) > 1:
+        text = f"these {len(members)} runs cannot be trained side by side: {against}; they are trained one by one"
+        members[0].work.terminal.warn(text)
+    for member in members if against else lockstep(list(members)):
         member.finish()
 
 
@@ -103,35 +105,25 @@ def stacked(members: Sequence[Member], trial: bool = False) -> Stack:
     return Stack(Template(make_task(work.builder, work.data.preparation), trainings), trainings, trial)
 
 
-def stackable(members: Sequence[Member], forced: bool) -> bool:
-    """Whether runs of one shape can be stacked, and are faster so."""
-    twin = members[0].work.twin()
-    with warnings.catch_warnings(), contextlib.suppress(*UNKNOWN):
-        warnings.simplefilter("error")  # torch.func says so where it goes member by member
-        trial = stacked(members, trial=True)
-        trial.numbers()
-        together = took(lambda batch, n: trial.step(batch, n, STEP), trial.some())
-        apart = took(lambda batch, n: twin.step(batch, n, STEP), some(twin))
-        return forced or together < GAIN * apart * len(members)
-    return False
+def unstackable(members: Sequence[Member], forced: bool) -> str:
+    """Why runs of one shape are not to be stacked; nothing if they are.
 
-
-def some(training: Training) -> tuple[Rows, int]:
-    """The first batch of a training's rows, in their order."""
-    n = training.bounds[0][1]
-    rows = {key: values[:n] for key, values in training.train_rows.items()}
-    rows |= {"seed": torch.arange(n)} if training.step.row_parts else {}
-    return rows, n
-
-
-def took(step: Callable[[Rows, int], Any], batch: tuple[Rows, int]) -> float:
-    """The least seconds of a step."""
-    times = []
-    for _ in range(TRIALS):
-        before = time.perf_counter()
-        step(*batch)
-        times.append(time.perf_counter() - before)
-    return min(times)
+    They can be if torch.func knows what they do. Whether they are faster so is decided by counts, never by a clock: the
+    same runs are trained in the same way, and to the same bits, on a machine that is busy.
+    """
+    small = sum(p.numel() for p in members[0].training.task.parameters()) <= PARAMETERS
+    if not (forced or (small and len(members) >= MEMBERS)):
+        return "they are too few or too large to be faster so"
+    try:
+        with warnings.catch_warnings(), FlopCounterMode(display=False) as counted:
+            warnings.simplefilter("error")  # torch.func says so where it goes member by member
+            trial = stacked(members, trial=True)
+            trial.numbers()
+            trial.step(*trial.some(), STEP)
+    except UNKNOWN as error:
+        return " ".join(str(error).split())
+    few = counted.get_total_flops() <= OPERATIONS * len(members)
+    return "" if forced or few else "their steps are too large to be faster so"
 
 
 def lockstep(members: list[Member]) -> list[Member]:

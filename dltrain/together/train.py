@@ -32,9 +32,9 @@ def train_together(
     """Train the runs of one of `groups` side by side; returns the exit code of each, and raises nothing of theirs.
 
     Each has its own folder and equals what it is alone: same rows in the same order, same first weights, same noise;
-    tensors are within 1e-9 of each other's norm after 100 steps in float64. What cannot be stacked, or would not be
-    faster for it, is trained one after another; `forced` asks for no time. `opening` is told the number and the name of
-    each run before it is built, `ending` its number, exit code and what was wrong.
+    tensors are within 1e-9 of each other's norm after 100 steps in float64. What cannot be stacked is trained one after
+    another, and what is too few or too large to be faster for it, unless `forced`. `opening` is told the number and the
+    name of each run before it is built, `ending` its number, exit code and what was wrong.
     """
     group = Group(configs, words, opening, ending, forced, Terminal(quiet=quiet))
     group.train()
