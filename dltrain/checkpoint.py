@@ -181,11 +181,8 @@ class Checkpoints:
             self.held = step, tensors, state
         if self.patient and not due:
             return
-        written = [(step, tensors, state)]
-        if self.held is not None and self.saved is not None:
-            written[:0] = [self.held] if self.saved < self.held[0] < step else []
-        elif self.held is not None and self.held[0] < step:
-            written.insert(0, self.held)
+        best_first = [self.held] if self.held is not None and (self.saved or 0) < self.held[0] < step else []
+        written = [*best_first, (step, tensors, state)]
         self.saved = step
         self.before_save()
         self.pending = self.writer.submit(self._write_all, written, best)

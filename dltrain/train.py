@@ -96,10 +96,10 @@ class Stretch:
 
     def walk(self) -> None:
         """Train on what is left."""
-        training, batches = self.epoch.training, self.epoch.batches
+        training = self.epoch.training
         for number in range(self.start + self.done, self.end):
             point("batch")
-            batch = {key: pieces[number] for key, pieces in batches.items()}
+            batch = {key: pieces[number] for key, pieces in self.epoch.batches.items()}
             training.step(batch, self.epoch.sizes[number], self.step + number - self.start)
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from runs import Trained, command, launch, working
 from sklearn.calibration import calibration_curve
+from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from test_help import on_terminal
@@ -421,6 +422,23 @@ def test_report_is_a_setting() -> None:
     assert Path("auto/x/report.html").exists()
 
 
+def test_predictions_that_were_not_kept_are_made_again(here: Path) -> None:
+    (here / "flowers.csv").write_text(load_iris(as_frame=True).frame.to_csv(index=False))
+    words = ["data=csv", "data.path=flowers.csv", "data.target=target", "epochs=2", *SMALL]
+    kept, spared = launch(*words), launch(*(word for word in words if word != "report=true"))
+    assert not (spared.folder / "curves.json").exists()
+    command("report", f"run={spared.name}")
+    for header in ("true \\ taken for", "class"):
+        assert page(spared).table(header) == page(kept).table(header)
+    (here / "flowers.csv").write_text((here / "flowers.csv").read_text().replace("5.1,", "5.2,", 1))
+    command("report", f"run={spared.name}")
+    said = page(spared).said
+    assert "Not drawn, since the rows could not be scored again." in said
+    assert f"flowers.csv: has changed since run {spared.name} was trained" in said
+    command("report", f"run={kept.name}")
+    assert page(kept).table("class")
+
+
 def test_a_run_that_is_older_than_the_setting_goes_on(digits: Trained) -> None:
     folder = copied(digits, "older")
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -484,7 +502,9 @@ def test_a_sweep_has_a_page(searched: Path) -> None:
     assert (searched / "report.html").exists()
     lines = [json.loads(line) for line in (searched / "trials.jsonl").read_text().splitlines()]
     runs = [Path("outputs") / line["run"] for line in lines[:-1]]
-    assert sum((run / "report.html").exists() for run in runs) == 1  # the best
+    assert [run for run in runs if (run / "curves.json").exists()] == []
+    [best] = [run for run in runs if (run / "report.html").exists()]
+    assert "Predictions of the test rows" in page(best).said
     command("report", "sweep=searched")
     found = page(searched)
     scores = {run.name: json.loads((run / "result.json").read_text())["valid"]["log_loss"] for run in runs}

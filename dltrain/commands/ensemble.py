@@ -119,7 +119,7 @@ def _trained(options: Options, settings: list[str]) -> list[Run]:
     must(nodes == 1, "trainer.nodes", "1 with folds", nodes)
     for fold, (config, typed) in enumerate(zip(configs, each, strict=True), 1):
         print(f"fold {fold} of {options.folds}", flush=True)
-        train(config, typed, names.append)
+        train({**config, "report": config["report"] is True}, typed, names.append)
     return [Run(Path(options.output_root).expanduser() / name) for name in names]
 
 

@@ -31,15 +31,14 @@ def run(words: list[str]) -> int:
     check_out(options.out or "-", options.input or "-")
     found = find(options.run, options.output_root)
     bundle, trust = found.bundle, tuple(options.trust)
-    own = found.trusted(trust) if options.input is None else None
-    if own is not None and digest(identity(own)) != own["hash"]:
-        what = own["data"].get("path") or found.folder / "config.yaml"
-        raise DataError(f"{what}: has changed since run {found.name} was trained; name a file by input=")
+    own = options.input is None
+    if own:
+        unchanged(found, trust, "; name a file by input=")
     from dltrain.bundle import Model  # torch, pandas and scikit-learn: after what was typed is known to be right
 
     model = Model.load(bundle, trust)
-    metrics, rows = model.evaluate_file(str(options.input)) if own is None else _own_test_rows(model, found, trust)
-    source = "its test rows" if own is not None else options.input
+    metrics, rows = _own_test_rows(model, found, trust) if own else model.evaluate_file(str(options.input))
+    source = "its test rows" if own else options.input
     text = json.dumps({"format": FORMAT, "run": found.name, "input": source, "rows": rows, **metrics}, indent=2)
     if options.out == "-":
         print(text)
@@ -50,6 +49,14 @@ def run(words: list[str]) -> int:
             file.write(text + "\n")
         print(f"wrote {options.out}")
     return 0
+
+
+def unchanged(run: Run, trust: tuple[str, ...], advice: str = "") -> None:
+    """Raise DataError if a run's data is not what it was trained on, ConfigError if it may not be read here."""
+    config = run.trusted(trust)
+    if digest(identity(config)) != config["hash"]:
+        what = config["data"].get("path") or run.folder / "config.yaml"
+        raise DataError(f"{what}: has changed since run {run.name} was trained{advice}")
 
 
 def _own_test_rows(model: "Model", run: Run, trust: tuple[str, ...]) -> tuple[dict[str, float], int]:

@@ -4,11 +4,13 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dltrain.commands import check_out, parse, written
-from dltrain.errors import ConfigError, must, nearest, real, whole
+from dltrain.commands.evaluate import unchanged
+from dltrain.errors import ConfigError, UserError, must, nearest, real, whole
 from dltrain.report import runs, sweeps
 from dltrain.report.terminal import Terminal
 from dltrain.run import Run, find
@@ -25,6 +27,7 @@ class Options:
     runs: list[str] = field(default_factory=list)  # several, as compare takes them: a page for each, in its folder
     sweep: str | None = None  # the name of a sweep
     out: str | None = None  # left out: report.html in the folder of the run or sweep; - is standard output
+    trust: list[str] = field(default_factory=list)  # modules of your own that the run's network comes from
     output_root: str = "outputs"  # where runs are looked for
 
 
@@ -36,12 +39,12 @@ def run(words: list[str]) -> int:
     root = Path(options.output_root).expanduser()
     if options.runs:
         must(options.out is None, "out", "left out with runs, each of which has a page of its own", options.out)
-        return _each(options.runs, options.output_root)
+        return _each(options)
     sweep = options.sweep is not None
     folder = _named(str(options.sweep), root) if sweep else find(str(options.run), options.output_root).folder
     out = options.out or str(folder / NAME)
     check_out(out)
-    text = sweep_page(folder) if sweep else run_page(folder)
+    text = sweep_page(folder) if sweep else run_page(folder, tuple(options.trust))
     with written(out) as file:
         file.write(text)
     if out != "-":
@@ -49,14 +52,14 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _each(words: list[str], root: str) -> int:
+def _each(options: Options) -> int:
     """Write a page into the folder of each run."""
     from dltrain.commands.compare import named
 
-    found = {run.folder.resolve(): run for word in words for run in named(word, root)}
+    found = {run.folder.resolve(): run for word in options.runs for run in named(word, options.output_root)}
     for run in found.values():
         with written(str(run.folder / NAME)) as file:
-            file.write(run_page(run.folder))
+            file.write(run_page(run.folder, tuple(options.trust)))
     print(f"wrote {NAME} of {len(found):,} run{'s' * (len(found) != 1)}")
     return 0
 
@@ -85,12 +88,16 @@ def write_sweep(folder: Path) -> None:
     if scored:
         best = folder.parent.parent / scored[0].run
         if not (best / NAME).exists():
-            write(best, run_page, terminal)
+            trust = tuple(Run(best).config()["trust"])  # it was trained here
+            write(best, partial(run_page, trust=trust), terminal)
         write(folder, sweep_page, terminal)
 
 
-def run_page(folder: Path) -> str:
-    """The page of a run, from its files alone; raises ConfigError if config.yaml cannot be read."""
+def run_page(folder: Path, trust: tuple[str, ...] = ()) -> str:
+    """The page of a run, from its files and, where its predictions were not kept, its data.
+
+    Raises ConfigError if config.yaml cannot be read.
+    """
     run = Run(folder)
     files = runs.Files(
         run.name,
@@ -101,10 +108,30 @@ def run_page(folder: Path) -> str:
         _json(folder / "data.json"),
         run.result(),
         [record for record in _lines(folder / "metrics.jsonl") if whole(record.get("step"), 0)],
-        _json(folder / "curves.json"),
+        _curves(run, trust),
         {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("epoch-*")) if _readable(path)},
     )
     return runs.page(files).html()
+
+
+def _curves(run: Run, trust: tuple[str, ...]) -> dict[str, Any]:
+    """What is drawn of predictions, as the run has kept it; a run that was to have no page is scored again.
+
+    If that cannot be done, the reason is there as `missing`.
+    """
+    if run.config().get("report", True) or run.result().get("status") != "finished":
+        return _json(run.folder / "curves.json")
+    try:
+        unchanged(run, trust)
+        from dltrain.bundle import Model
+        from dltrain.reading import Views
+
+        model, views = Model.load(run.bundle, trust), Views.of_runs(run.members(), trust)
+        split = "test" if len(views.rows("test")["target"]) else "valid"
+        rows = views.rows(split)
+        return {"split": split} | model.task.curves(model.outputs(rows["features"], rows["target"]), rows)
+    except UserError as error:
+        return {"missing": str(error)}
 
 
 def sweep_page(folder: Path) -> str:

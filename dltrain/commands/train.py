@@ -13,7 +13,7 @@ from dltrain.run import Config, Run
 def train(config: Config, words: list[str], opening: Callable[[str], None] | None = None) -> int:
     """Train the run of a composed config; returns 0, and raises what ended it otherwise.
 
-    `opening` is told its name, for a sweep, which has a report of its own.
+    `opening` is told its name.
     """
     n = processes(config)
     with led(config) as leads:
@@ -21,12 +21,12 @@ def train(config: Config, words: list[str], opening: Callable[[str], None] | Non
             with opened(config, words, n) as (run, name, resolved):
                 if opening:
                     opening(name)
-                go(run, name, resolved, alone=opening is None)
+                go(run, name, resolved)
     return 0
 
 
-def go(run: Run, name: str, config: Config, alone: bool = True) -> None:
-    """Train an open run to its end, or show it if it has been; then write its report, if it is `alone` or to have one.
+def go(run: Run, name: str, config: Config) -> None:
+    """Train an open run to its end, or show it if it has been; then write its report, if it is to have one.
 
     Whatever the report costs, about a second, comes when everything else has been said.
     """
@@ -35,8 +35,7 @@ def go(run: Run, name: str, config: Config, alone: bool = True) -> None:
         show(terminal, run, before)
     else:
         _train(run, name, config, terminal)
-    wanted = alone if config["report"] == "auto" else config["report"]
-    if wanted and not (before.get("status") == "finished" and (run.folder / report.NAME).exists()):
+    if config["report"] and not (before.get("status") == "finished" and (run.folder / report.NAME).exists()):
         report.write(run.folder, report.run_page, terminal)
 
 

@@ -99,6 +99,8 @@ def _text(title: str, files: Files) -> str:
     if title == "Data":
         lines = [description.source(files.data), description.target_line(files.data.get("target") or {})]
         return "; ".join(line for line in [*lines, description.splits_line(files.data)] if line) + "."
+    if missing := title.startswith("Predictions") and files.curves.get("missing"):
+        return f"Not drawn, since the rows could not be scored again. {missing}"
     return ""
 
 

@@ -67,7 +67,7 @@ def _together(jobs: Sequence[Job], told: Sequence[Told], search: "Search", take:
 
     def ending(number: int, code: int, message: str) -> None:
         cfg, config, _ = told[number]
-        if not code and config["report"] is True:
+        if not code and config["report"]:
             folder = Path(config["output_root"]).expanduser() / names[number]
             report.write(folder, report.run_page, Terminal())
         returned = JobReturn(overrides=list(jobs[number].words), cfg=cfg, status=JobStatus.COMPLETED)

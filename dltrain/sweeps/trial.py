@@ -75,11 +75,11 @@ class Trial:
     def told(self, cfg: "DictConfig", hydra: "DictConfig | HydraConf") -> tuple[Config, list[str]]:
         """The config of a trial's run, and what was typed; raises ConfigError if something is wrong with it.
 
-        One that is to be pruned knows of which search it is a trial.
+        One that is to be pruned knows of which search it is a trial. A search has a report of its own.
         """
         config = compose.checked(cfg, compose.chosen(hydra))
         of = None if config["sweep"]["pruner"] == "none" else str(self.folder.absolute())
-        own = {"name": None, "sweep": {**config["sweep"], "of": of}}
+        own = {"name": None, "sweep": {**config["sweep"], "of": of}, "report": config["report"] is True}
         return {**config, **own}, typed(self.literal, hydra.overrides.task)
 
     def outcome(self, config: Config, code: int, message: str, name: str | None) -> Outcome:
