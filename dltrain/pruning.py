@@ -4,12 +4,12 @@ The answer is a function of the trial's own evaluations and of those of the tria
 their metrics.jsonl say: a trial that was killed and continues is asked the same and answered the same.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain.errors import real
+from dltrain.lines import read_lines
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -42,14 +42,14 @@ class Pruning:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        lines = [line for line in _objects(Path(self.sweep["of"]) / "trials.jsonl") if _counts(line)]
+        lines = [line for line in read_lines(Path(self.sweep["of"]) / "trials.jsonl") if _counts(line)]
         largest = bool(lines) and lines[0]["better"] == ["max"]
         study = optuna.create_study(
             direction="maximize" if largest else "minimize", pruner=_pruner(self.sweep["pruner"])
         )
         for line in lines:
             self.trial, self.evaluations = study.ask(), 0
-            for record in _objects(Path(self.sweep["of"]).parents[1] / line["run"] / "metrics.jsonl"):
+            for record in read_lines(Path(self.sweep["of"]).parents[1] / line["run"] / "metrics.jsonl"):
                 self._take(record.get(self.metric))
             finished = line["status"] == "finished"
             study.tell(
@@ -58,7 +58,7 @@ class Pruning:
                 state=None if finished else optuna.trial.TrialState.PRUNED,
             )
         self.trial, self.evaluations = study.ask(), 0
-        answers = [self._take(record.get(self.metric)) for record in _objects(self.folder / "metrics.jsonl")]
+        answers = [self._take(record.get(self.metric)) for record in read_lines(self.folder / "metrics.jsonl")]
         return any(answers[-1:])
 
     def _take(self, value: Any) -> bool:
@@ -72,7 +72,7 @@ class Pruning:
 
     def said(self) -> dict[str, Any]:
         """What result.json says of a trial that was pruned: the metrics of its last evaluation, and how many it had."""
-        records = [record for record in _objects(self.folder / "metrics.jsonl") if real(record.get(self.metric))]
+        records = [record for record in read_lines(self.folder / "metrics.jsonl") if real(record.get(self.metric))]
         last = records[-1] if records else {}
         valid = {key.removeprefix("valid/"): value for key, value in last.items() if key.startswith("valid/")}
         why = f"{self.metric} was too far behind that of earlier trials (sweep.pruner={self.sweep['pruner']})"
@@ -88,17 +88,3 @@ def _pruner(name: str) -> "BasePruner":
 def _counts(line: Mapping[str, Any]) -> bool:
     """Whether a trial was trained and judged, and not taken from another one of the same values."""
     return bool(line.get("values")) and bool(line.get("run")) and "same_as" not in line
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """What the whole lines of a file say; nothing if it is not there."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                found = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                yield found

@@ -121,6 +121,9 @@ def test_a_sweep_is_compared_by_its_name(capsys: pytest.CaptureFixture[str]) -> 
     assert len(said.splitlines()) == 4
     assert " ± " in said
     assert "p: paired t test" in said
+    with Path("outputs/sweeps/mine/trials.jsonl").open("a") as file:
+        file.write('{"trial": 5, "ru')  # the power went
+    assert command("compare", "runs=mine") == said
 
 
 def test_runs_that_are_not_finished_are_counted() -> None:

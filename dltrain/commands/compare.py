@@ -1,7 +1,6 @@
 """Compare runs: which settings differ, what came of them over seeds, and how sure the order is."""
 
 import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from dltrain.commands import check_out, parse, written
 from dltrain.commands.help import heading
 from dltrain.commands.list import width
 from dltrain.errors import ConfigError, must, nearest, real
+from dltrain.lines import read_lines
 from dltrain.report.text import aligned, clock, number, shown
 from dltrain.run import Run, find
 
@@ -89,8 +89,7 @@ def named(word: str, root: str) -> Iterator[Run]:
     home = Path(root).expanduser()
     trials = home / "sweeps" / word / "trials.jsonl"
     if trials.is_file():
-        lines = [json.loads(line) for line in trials.read_text(encoding="utf-8").splitlines()]
-        yield from (Run(home / line["run"]) for line in lines if line.get("run"))
+        yield from (Run(home / line["run"]) for line in read_lines(trials) if line.get("run"))
     elif any(letter in word for letter in "*?["):
         base = Path() if "/" in word else home
         matching = [Run(path) for path in sorted(base.glob(word)) if (path / "config.yaml").is_file()]

@@ -11,6 +11,7 @@ from typing import Any
 from dltrain.commands import check_out, parse, written
 from dltrain.commands.evaluate import unchanged
 from dltrain.errors import ConfigError, UserError, must, nearest, real, whole
+from dltrain.lines import read_lines
 from dltrain.report import runs, sweeps
 from dltrain.report.terminal import Terminal
 from dltrain.run import Run, find
@@ -107,7 +108,7 @@ def run_page(folder: Path, trust: tuple[str, ...] = ()) -> str:
         _json(folder / "environment.json"),
         _json(folder / "data.json"),
         run.result(),
-        [record for record in _lines(folder / "metrics.jsonl") if whole(record.get("step"), 0)],
+        [record for record in read_lines(folder / "metrics.jsonl") if whole(record.get("step"), 0)],
         _curves(run, trust),
         {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("epoch-*")) if _readable(path)},
     )
@@ -141,7 +142,7 @@ def sweep_page(folder: Path) -> str:
 
 def _sweep(folder: Path) -> sweeps.Sweep:
     """What a sweep's files say: of every trial its last line."""
-    lines = [line for line in _lines(folder / "trials.jsonl") if whole(line.get("trial"), 1)]
+    lines = [line for line in read_lines(folder / "trials.jsonl") if whole(line.get("trial"), 1)]
     last = {line["trial"]: line for line in lines}
     lines = [last[number] for number in sorted(last)]
     settings = sweeps.varied([[str(word) for word in line.get("words") or ()] for line in lines])
@@ -198,15 +199,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line, as far as they can be read."""
-    found = []
-    for line in _text(path).splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        found += [record] if isinstance(record, dict) else []
-    return found

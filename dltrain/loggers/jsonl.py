@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from dltrain.errors import DiskError, must
+from dltrain.errors import DiskError, must, whole
+from dltrain.lines import read_line
 from dltrain.loggers import Logger, Record
 
 
@@ -65,23 +66,10 @@ class JSONL(Logger):
             raise DiskError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file, up to the first line that was not written to its end; none if there is no file."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or _step(line) is None:
-                return
-            yield json.loads(line)
-
-
 def _step(line: bytes) -> int | None:
     """The step of a record; None if the line is not one."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    step = (read_line(line) or {}).get("step")
+    return step if whole(step) else None
 
 
 def _finite(value: Any) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError, must
+from dltrain.lines import read_lines
 from dltrain.loggers import Logger, Record, final, leaves, numbers
-from dltrain.loggers.jsonl import read
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # MLflow's words; whatever else ends a run has killed it
 BATCH = 100  # parameters that MLflow takes at once
@@ -56,7 +56,7 @@ class MLflow(Logger):
             self.client.log_batch(self.run, params=left[first : first + BATCH])
         if "epoch" in told.metrics:
             self.step = max(point.step for point in self.client.get_metric_history(self.run, "epoch"))
-        for record in read(folder / "metrics.jsonl"):
+        for record in read_lines(folder / "metrics.jsonl"):
             self.log(record)
 
     def log(self, record: Record) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dltrain.errors import ConfigError, must
+from dltrain.lines import read_lines
 from dltrain.loggers import Logger, Record, final, numbers
-from dltrain.loggers.jsonl import read
 
 
 class WandB(Logger):
@@ -57,7 +57,7 @@ class WandB(Logger):
             settings=quiet,
             reinit="create_new",
         )
-        for record in read(folder / "metrics.jsonl"):
+        for record in read_lines(folder / "metrics.jsonl"):
             self.log(record)
 
     def log(self, record: Record) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dltrain.errors import DiskError, RunInUse
+from dltrain.lines import read_line
 
 Line = dict[str, Any]  # trial (from 1), exit, words, message, run, status, params, values, seconds
 
@@ -55,9 +56,5 @@ class Records:
 
 
 def _read(line: bytes) -> Line | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    good = isinstance(found, dict) and isinstance(found.get("trial"), int) and "exit" in found
-    return found if good else None
+    found = read_line(line) or {}
+    return found if isinstance(found.get("trial"), int) and "exit" in found else None
