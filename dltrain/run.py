@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from dltrain.errors import ConfigError, RunInUse, nearest, real, show, whole
-from dltrain.settings import Settings
+from dltrain.settings import Settings, leaves
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -310,15 +310,6 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str
             yield from differences(before.get(key), after.get(key), f"{prefix}{key}.")
     elif before != after:
         yield prefix.rstrip("."), before, after
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (setting, value) for every leaf of a config."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def find(word: str, root: str = "outputs", setting: str = "run") -> Run:

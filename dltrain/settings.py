@@ -1,7 +1,7 @@
 """The settings of a run itself: the words at the root of a config, their types and ranges."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -161,6 +161,15 @@ def _text(value: Any) -> bool:
 
 def _head(value: Any) -> str:
     return "kept without model.from_run or model.weights" if value == "new" else "kept or new"
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (setting, value) for every leaf of a config."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def own_settings(model: Mapping[str, Any]) -> dict[str, Any]:

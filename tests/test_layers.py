@@ -26,7 +26,7 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "optimizers": set(),
     "schedulers": set(),
     "regularizers": {"augmentation"},
-    "loggers": {"lines"},
+    "loggers": {"lines", "settings"},
     "report": set(),
     "tasks": {"augmentation", "curves", "metrics"},
     "sums": set(),

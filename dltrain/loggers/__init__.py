@@ -72,17 +72,5 @@ def final(result: dict[str, Any]) -> dict[str, float]:
     return {f"final/{split}/{name}": float(value) for split in splits for name, value in splits[split].items()}
 
 
-def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Every setting as it is typed, `optimizer.lr`; what is neither a number nor a bool becomes text."""
-    found: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            found |= leaves(value, f"{name}.")
-        else:
-            found[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,7 +14,8 @@ from typing import Any
 
 from dltrain.errors import ConfigError, must
 from dltrain.lines import read_lines
-from dltrain.loggers import Logger, Record, final, leaves, numbers
+from dltrain.loggers import Logger, Record, final, numbers
+from dltrain.settings import leaves
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # MLflow's words; whatever else ends a run has killed it
 BATCH = 100  # parameters that MLflow takes at once
@@ -51,7 +52,7 @@ class MLflow(Logger):
             self.client = MlflowClient(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside)
         self.run = self._continued(folder / "mlflow.txt") or self._begun(folder)
         told = self.client.get_run(self.run).data
-        left = [Param(_name(key), str(value)) for key, value in leaves(config).items() if _name(key) not in told.params]
+        left = [Param(_name(key), str(value)) for key, value in leaves(config) if _name(key) not in told.params]
         for first in range(0, len(left), BATCH):
             self.client.log_batch(self.run, params=left[first : first + BATCH])
         if "epoch" in told.metrics:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError
-from dltrain.loggers import Logger, Record, final, leaves, numbers
+from dltrain.loggers import Logger, Record, final, numbers
+from dltrain.settings import leaves
 
 
 class TensorBoard(Logger):
@@ -24,7 +25,11 @@ class TensorBoard(Logger):
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.config, self.step = leaves(config), step
+        self.step = step
+        # whatever else there is, TensorBoard takes as text
+        self.config = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(config)
+        }
         # Readers drop what an earlier file holds from purge_step on: no point stands twice after a resume.
         self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 
