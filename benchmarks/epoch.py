@@ -5,7 +5,7 @@
 An MLP 40-256-256-10 on 60,000 rows of numbers and 10 classes, float32, one thread. All contestants live in one process,
 read the same tensors and take turns in a random order, so that whatever else the machine does hits them alike.
 
-ours        A run by dltrain's own worker (YAML composed, CSV read and split), trained by Training.train_epoch. In the
+ours        A run by dltrain's own worker (YAML composed, CSV read and split), trained by Training.epoch. In the
             time: the order and gather of the epoch, every step with its check for gradients that are not finite,
             validation metrics every epoch on --valid rows, the moving line of a terminal whose bytes go to /dev/null,
             metrics.jsonl, and checkpoints as by default (at every improvement, else every 30 s). Not in it: the start,
@@ -46,7 +46,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dltrain.compose import compose
 from dltrain.opening import opened
 from dltrain.report.terminal import Terminal
-from dltrain.train import Training
+from dltrain.train import Training, alone
 from dltrain.worker import work
 
 ROWS, TEST = 60_000, 100  # of training, of the test (read, not used)
@@ -89,7 +89,7 @@ class Ours:
 
     def epoch(self) -> None:
         torch.use_deterministic_algorithms(True)  # as the worker has set it; the loops by hand are spared
-        self.training.train_epoch()
+        alone(self.training.epoch())
         torch.use_deterministic_algorithms(False)
 
     def settle(self) -> None:

@@ -4,7 +4,7 @@
 
 MLPs of 80 thousand, 1.3 million and 10 million parameters on rows of 40 numbers and 10 classes, float32, AdamW, one
 thread a rank, 2 ranks over gloo. The parts are dltrain's own, put together as its worker does; what is timed is
-Training.train_epoch over a few steps: order and gather of the rows, every step with its check for gradients that are
+Training.epoch over a few steps: order and gather of the rows, every step with its check for gradients that are
 not finite, and the word that ranks have at the end of an epoch. No validation, no checkpoints. Two processes are forked
 once; in each all contestants are alive and take turns in a random order, so that what else the machine does hits them
 alike. The clock is the CPU time of the whole process, gloo's threads included: a rank that waits is not charged.
@@ -47,7 +47,7 @@ from dltrain.data.rows import Data, Rows
 from dltrain.data.target import Target
 from dltrain.order import batch_bounds
 from dltrain.settings import Settings
-from dltrain.train import Training
+from dltrain.train import Training, alone
 from dltrain.worker import assemble
 
 RANKS, N_IN, CLASSES = 2, 40, 10
@@ -98,7 +98,7 @@ def turn(training: Training, batch_size: int, steps: int) -> tuple[float, float]
     training.train_rows, training.n_rows = rows(batch_size * steps), batch_size * steps
     training.bounds = batch_bounds(training.n_rows, batch_size)
     started, began = time.process_time(), time.perf_counter()
-    training.train_epoch()
+    alone(training.epoch())
     return (time.process_time() - started) / steps, (time.perf_counter() - began) / steps
 
 

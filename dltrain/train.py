@@ -146,10 +146,6 @@ class Training:
         self.stop: Callable[[], bool] = lambda: False
         self.prune: Callable[[Record], bool] = lambda record: False  # rank 0 alone is asked, after every evaluation
 
-    def train(self) -> None:
-        """Train to the end, as `course` says."""
-        alone(self.course())
-
     def course(self) -> Iterator[Stretch | Look]:
         """Train until the last epoch, early stopping, a signal (Stopped) or a step that is not finite (NonFinite)."""
         position = self.position
@@ -185,10 +181,6 @@ class Training:
             self.after_step(ended)
             if ended or position.ended or position.step == self.last_step:
                 return
-
-    def train_epoch(self) -> None:
-        """Train on the rest of the epoch under way."""
-        alone(self.epoch())
 
     def _until_due(self) -> int:
         """The number of steps until something may be due, 1 at least."""

@@ -22,7 +22,7 @@ from dltrain.models.unet import UNet
 from dltrain.tasks.diffusion import SCHEDULES, Denoiser, Diffusion
 from dltrain.tasks.gan import GAN, distance
 from dltrain.tasks.vae import VAE
-from dltrain.train import Training
+from dltrain.train import Training, alone
 
 NONE, CLASSES = Target("none", ()), Target("classes", ("kind",), ("a", "b", "c"), (1, 1, 1))
 DIGITS = ["data=digits", "data.rows=200", "epochs=1", "trainer.threads=1", "model.hidden=[16]"]
@@ -53,7 +53,7 @@ def again(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def epoch(training: Training) -> None:
-    training.train_epoch()
+    alone(training.epoch())
     training.checkpoints.wait()
 
 

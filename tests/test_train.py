@@ -22,7 +22,7 @@ from dltrain.errors import ConfigError, NonFinite
 from dltrain.order import epoch_order, shard_bounds
 from dltrain.settings import Settings
 from dltrain.tasks.task import Move, Task
-from dltrain.train import Training
+from dltrain.train import Training, alone
 from dltrain.worker import assemble
 
 SMALL = ["data=iris", "model.hidden=[16]", "trainer.threads=1"]
@@ -293,7 +293,7 @@ def test_a_whole_training_of_two_players() -> None:
     training = built(*SMALL, "optimizer.lr=0.1", "epochs=80", task=TwoPlayers([]))
     records: list[dict[str, Any]] = []
     training.report = lambda record, improved: records.append(record)
-    training.train()
+    alone(training.course())
     assert {"train/first_loss", "train/second_loss", "train/loss"} <= records[-1].keys()
     assert records[-1]["train/loss"] == records[-1]["train/first_loss"] + records[-1]["train/second_loss"]
     assert [p.network.weight.item() for p in training.players.values()] == pytest.approx([3, 3], abs=0.05)
