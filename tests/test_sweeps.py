@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -553,6 +554,32 @@ def test_the_table_fits_a_screen_however_many_run(here: Path) -> None:
     said = board._table().plain.splitlines()
     assert len(said) < 20
     assert said[-1].split() == ["running", "192", "more"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_time_that_is_left(slots: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials end at the rate at which they ended, whether they run side by side, in slots or one after the other."""
+    now = 1000.0
+    monkeypatch.setattr("dltrain.sweeps.board.time", SimpleNamespace(monotonic=lambda: now))
+    line = {"exit": 0, "status": "finished", "values": {"valid/rmse": 1.0}, "better": ["min"], "params": {}}
+    known = {k: {**line, "trial": k} for k in range(1, 5)}  # by an earlier session, who knows when
+    board = Board(here, slots, known)
+    board.start(20)
+    for k in range(5, 13):
+        board.begins(Job(k, {}, ()), [])
+    now += 30
+    assert board._left() == []
+    for k, seconds in ((5, 10), (6, 0), (7, 0), (8, 0)):  # four side by side
+        now += seconds
+        known[k] = {**line, "trial": k}
+        board.ended(known[k])
+    assert board._left() == [40 / 4 * 12]
+    now += 5
+    assert "8 of 20 trials, 0 failed, about 2:00 left" in board._table().plain
+    for k in range(9, 21):
+        known[k] = {**line, "trial": k}
+        board.ended(known[k])
+    assert board._left() == []
 
 
 # What README and docs/sweeps.md say

@@ -27,12 +27,13 @@ class Board:
     def __init__(self, folder: Path, slots: int, lines: dict[int, Line]) -> None:
         self.folder, self.slots, self.lines, self.total = folder, slots, lines, 0
         self.running: dict[int, tuple[Job, float]] = {}
-        self.spent: list[float] = []  # seconds of the trials that ended while we looked
+        self.began = self.latest = 0.0  # when we began to look, and when the last trial ended since then
+        self.over = 0  # trials that ended since then
         self.live: Live | None = None
 
     def start(self, total: int) -> None:
         """Begin to tell of so many trials."""
-        self.total = total
+        self.total, self.began = total, time.monotonic()
         if sys.stdout.isatty() and Console().width >= NARROW and not Console().is_dumb_terminal:
             theirs = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)  # trials write elsewhere
             console = Console(file=theirs, highlight=False, markup=False, emoji=False)
@@ -62,9 +63,8 @@ class Board:
 
     def ended(self, line: Line) -> None:
         """Say how a trial came out, and which is the best."""
-        _, began = self.running.pop(line["trial"], (None, None))
-        if began is not None:
-            self.spent.append(time.monotonic() - began)
+        self.running.pop(line["trial"], None)
+        self.over, self.latest = self.over + 1, time.monotonic()
         if line["exit"]:
             if self.live or self.slots > 1:
                 log = self.logs / f"trial-{line['trial']}.log"
@@ -84,9 +84,9 @@ class Board:
             print(shown(text), flush=True)
 
     def _left(self) -> list[float]:
-        """Seconds until the end, if anything is known of it."""
+        """Seconds until the end, if trials go on ending as they did; nothing before one has."""
         rest = self.total - len(self.lines)
-        return [sum(self.spent) / len(self.spent) * rest / self.slots] if self.spent and rest > 0 else []
+        return [(self.latest - self.began) / self.over * rest] if self.over and rest > 0 else []
 
     def _table(self) -> Text:
         """The best trials and those that run, under a line that counts."""
