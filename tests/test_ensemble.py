@@ -169,7 +169,7 @@ def test_its_metrics_are_those_of_its_predictions(kind: str, trained: Callable[[
         labels = [name.removeprefix("p_") for name in numbers(found)]
         assert test["log_loss"] == pytest.approx(one_loss(truth["y"], numbers(found).to_numpy(), labels), rel=1e-4)
     if kind == "threshold":
-        threshold = float(torch.as_tensor(both.model.task.first.threshold))  # type: ignore[operator, union-attr]
+        threshold = both.model.task.state_dict()["members.0.threshold"].item()
         assert threshold != 0.5
         assert ((found["p_yes"] > threshold) == (found["prediction"] == "yes")).all()
 

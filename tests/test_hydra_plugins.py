@@ -24,8 +24,7 @@ SLOTS = "hydra.launcher.slots=2"
 def unspecified() -> Iterator[None]:
     """The version that Hydra's tests assume, whatever other tests of this process have asked for."""
     before = VersionBase.instance()
-    VersionBase.set_instance(VersionBase.__new__(VersionBase))
-    VersionBase.instance().__init__()  # type: ignore[misc]
+    VersionBase.set_instance(type.__call__(VersionBase))  # a new one: VersionBase() is the one that there is
     yield
     VersionBase.set_instance(before)
 

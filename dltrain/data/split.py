@@ -55,7 +55,7 @@ class Split:
             must(self.fold is None, "data.split.fold", "null without data.split.folds", self.fold)
             return
         must(whole(self.folds, 2), "data.split.folds", "a whole number of at least 2, or null", self.folds)
-        right = whole(self.fold, 0) and self.fold < self.folds  # type: ignore[operator]
+        right = whole(self.fold) and self.fold in range(self.folds)
         must(right, "data.split.fold", f"a whole number from 0 to {self.folds - 1}", self.fold)
         must(self.kind != "time", "data.split.folds", "null where rows are split by time", self.folds)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Ensemble(Task):
             if not member.averages:
                 name = type(member).__name__.lower()
                 raise ConfigError(f"runs must be of a task whose predictions have a mean, got task={name}")
-        self.members = nn.ModuleList(members)
+        self.members = cast(Sequence[Task], nn.ModuleList(members))
         self.shapes, self.of = [tuple(shape) for shape in shapes], list(of)
         self.weights: Tensor  # they sum to one
         equal = torch.full((len(members),), 1 / len(members), dtype=torch.float64)
@@ -32,14 +33,12 @@ class Ensemble(Task):
 
     @property
     def first(self) -> Task:
-        first = self.members[0]
-        assert isinstance(first, Task)
-        return first
+        return self.members[0]
 
     def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
         flat = batch["features"].flatten(1).split([math.prod(shape) for shape in self.shapes], 1)
         views = [{"features": one.unflatten(1, shape)} for one, shape in zip(flat, self.shapes, strict=True)]
-        found = [member.predictions(views[view]) for member, view in zip(self.members, self.of, strict=True)]  # type: ignore[operator]
+        found = [member.predictions(views[view]) for member, view in zip(self.members, self.of, strict=True)]
         return self.combined(found)
 
     def combined(self, found: Sequence[Tensor]) -> Tensor:
