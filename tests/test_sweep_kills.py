@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,54 +69,66 @@ def kill(server: Server, words: tuple[str, ...], folder: Path, lasted: float, ch
     return over
 
 
+@dataclass
+class Continued:
+    """A search that was killed and came to its end all the same, and one that nobody touched."""
+
+    whole: Path
+    killed: Path
+    number: int  # trials that had ended when the last start took it up
+    said: str  # by the last start
+
+
+def completed(server: Server, words: tuple[str, ...], folder: Path) -> str:
+    """What a search says that ends well."""
+    code, said = server.run(list(words), folder, seconds=600)
+    assert code == 0, said
+    return said
+
+
+def continued(server: Server, words: tuple[str, ...], home: Path, chance: str) -> Continued:
+    """Carry out a search untouched, and again with kills; what had ended before a kill is not touched again."""
+    whole, killed = home / "whole", home / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    began = time.monotonic()
+    completed(server, words, whole)
+    over = kill(server, words, killed, time.monotonic() - began, random.Random(chance))
+    number = len(lines(killed))
+    said = completed(server, words, killed)
+    assert over.items() <= ended(killed).items()
+    return Continued(whole, killed, number, said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_that_is_killed(name: str, server: Server, tmp_path: Path) -> None:
     words, number = SEARCHES[name]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    began = time.monotonic()
-    code, said = server.run(list(words), whole, seconds=600)
-    assert code == 0, said
-    over = kill(server, words, killed, time.monotonic() - began, random.Random(name))
-    assert 0 < len(lines(killed)) < number
-    code, said = server.run(list(words), killed, seconds=600)
-    assert code == 0, said
-    assert said.count(f"of {number} trials, 0 failed") == 1
-    assert lines(killed) == lines(whole)  # the same trials in the same order, with the same values
-    assert [line["trial"] for line in lines(killed)] == list(range(1, number + 1))
-    different = {json.dumps(line["params"]) for line in lines(killed)}
-    assert len(different) == number
-    assert outcomes(killed) == outcomes(whole)  # as many trainings as trials, to the bit
-    assert len(outcomes(killed)) == number
-    assert over.items() <= ended(killed).items()  # what had ended was not touched again
+    found = continued(server, words, tmp_path, name)
+    assert 0 < found.number < number
+    assert found.said.count(f"of {number} trials, 0 failed") == 1
+    every = lines(found.killed)
+    assert every == lines(found.whole)  # the same trials in the same order, with the same values
+    assert [line["trial"] for line in every] == list(range(1, number + 1))
+    assert len({json.dumps(line["params"]) for line in every}) == number
+    assert outcomes(found.killed) == outcomes(found.whole)  # as many trainings as trials, to the bit
+    assert len(outcomes(found.killed)) == number
     if name == "tpe":
-        assert 0 < sum(line["status"] == "pruned" for line in lines(killed)) < number
-    before = ended(killed)
-    code, said = server.run(list(words), killed)
-    assert code == 0, said
-    assert ended(killed) == before
+        assert 0 < sum(line["status"] == "pruned" for line in every) < number
+    before = ended(found.killed)
+    completed(server, words, found.killed)
+    assert ended(found.killed) == before
 
 
 @pytest.mark.slow
 def test_a_killed_search_of_trials_side_by_side(server: Server, tmp_path: Path) -> None:
     """Another kill makes other stacks, which round otherwise: the numbers are close, the counts are exact."""
     words = tuple("sweep.together=true" if word == ALONE else word for word in GRID)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    began = time.monotonic()
-    code, said = server.run(list(words), whole, seconds=600)
-    assert code == 0, said
-    over = kill(server, words, killed, time.monotonic() - began, random.Random("beside"))
-    code, said = server.run(list(words), killed, seconds=600)
-    assert code == 0, said
-    assert over.items() <= ended(killed).items()
-    expected, found = ({line["trial"]: line for line in lines(folder)} for folder in (whole, killed))
+    both = continued(server, words, tmp_path, "beside")
+    expected, found = ({line["trial"]: line for line in lines(folder)} for folder in (both.whole, both.killed))
     assert sorted(found) == sorted(expected) == list(range(1, 13))
-    assert len(outcomes(killed)) == 12
-    together = [json.loads(path.read_text())["together"] for path in killed.glob("outputs/*/result.json")]
+    assert len(outcomes(both.killed)) == 12
+    together = [json.loads(path.read_text())["together"] for path in both.killed.glob("outputs/*/result.json")]
     assert max(together) > 1
     for number, line in found.items():
         assert line["run"] == expected[number]["run"]
