@@ -31,9 +31,9 @@ from dltrain.commands.ensemble import Options
 from dltrain.compose import compose
 from dltrain.data import Data
 from dltrain.data.target import Target
+from dltrain.ensembles.weighing import crossed, greedy, quick, stack
 from dltrain.errors import ConfigError, UserError
 from dltrain.metrics import score
-from dltrain.weighing import crossed, greedy, quick, stack
 
 ROWS = 300
 SPLIT = ("data.split.seed=0", "trainer.threads=1", "trainer.save_every=1h")

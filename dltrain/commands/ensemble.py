@@ -11,6 +11,7 @@ from dltrain.commands import parse, parse_known
 from dltrain.commands.compare import named, scores
 from dltrain.commands.train import predict_command, train
 from dltrain.compose import compose
+from dltrain.ensembles.weighing import METHODS
 from dltrain.errors import ConfigError, DataError, must, nearest
 from dltrain.launch import external
 from dltrain.opening import digest, identity, opened
@@ -18,7 +19,6 @@ from dltrain.report.terminal import Terminal
 from dltrain.report.text import aligned, number
 from dltrain.run import MEMBERS, Config, Run, differences, write_yaml
 from dltrain.settings import Transfer
-from dltrain.weighing import METHODS
 
 LISTED = 20  # members on the terminal
 FREE = ("target_transform", "shape", "ignore", "columns", "weight")  # settings of data that move no row
@@ -163,7 +163,8 @@ def _make(made: Run, name: str, config: Config, runs: Sequence[Run], configs: Se
         return
     told = config["model"]
     terminal.opening(f"{name}  {told['method']} of {len(runs):,} runs")
-    from dltrain.combining import of_folds, weighed  # torch, pandas and scikit-learn: the first words are on the screen
+    # torch, pandas and scikit-learn: the first words are on the screen
+    from dltrain.ensembles.combining import of_folds, weighed
 
     bundles, trust = [run.bundle for run in runs], tuple(config["trust"])
     if told["metric"] is None:

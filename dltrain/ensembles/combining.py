@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dltrain.bundle import Model, save_ensemble
 from dltrain.data.rows import Rows
+from dltrain.ensembles.weighing import METHODS, Cost, crossed, quick
 from dltrain.errors import must
 from dltrain.reading import Views
 from dltrain.run import Config
 from dltrain.tasks.ensemble import Ensemble
 from dltrain.tasks.task import Task
-from dltrain.weighing import METHODS, Cost, crossed, quick
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Several trained models as one: how much each counts, and what they then are worth."""
