@@ -229,9 +229,7 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
             continue
         values: list[str] = []
         if override.is_discrete_sweep():
-            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if not values:
-                raise ConfigError(f"{word} must have a value to sweep over, got none")
+            values = [f"{override.get_key_element()}={value}" for value in listed(override)]
             number *= len(values)
         else:
             values = [f"{override.get_key_element()}={int(end) if end == int(end) else end}" for end in ends(override)]
@@ -241,6 +239,13 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
     for place, values in swept.items():
         lists += [[*first[:place], [value], *first[place + 1 :]] for value in values[1:]]
     return [literal_words(words) + [word for part in parts for word in part] for parts in lists], number
+
+
+def listed(override: "Override") -> list[str]:
+    """The values of a list or a range that is swept over, as they are typed; raises ConfigError if there are none."""
+    if values := [*override.sweep_string_iterator()]:
+        return values
+    raise ConfigError(f"{override.input_line} must have a value to sweep over, got none")
 
 
 def ends(override: "Override") -> tuple[int | float, int | float]:

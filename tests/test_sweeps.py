@@ -653,6 +653,21 @@ def test_bad_words(words: str, fake: Fake, here: Path, capsys: pytest.CaptureFix
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [[], ["sweep=random", "sweep.n_trials=2"]])
+@pytest.mark.parametrize("empty", ["range(5,1)", "shuffle(range(5,1))"])
+def test_an_experiment_without_a_value(
+    empty: str, words: list[str], fake: Fake, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("configs/experiment").mkdir(parents=True)
+    Path("configs/experiment/many.yaml").write_text(
+        f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{seed: '{empty}'}}}}}}\n"
+    )
+    for said in (["experiment=many"], ["-m", f"seed={empty}"]):
+        assert cli.run([*said, *words]) == 2
+        assert capsys.readouterr().err == f"dltrain: seed={empty} must have a value to sweep over, got none\n"
+    assert [path.name for path in here.iterdir()] == ["configs"]
+
+
 def test_a_metric_that_no_trial_has(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("sweep=random", "sweep.n_trials=4", LR)
     sweep(*words, "sweep.metrics=[valid/acuracy]", code=2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from dltrain.compose import ends
+from dltrain.compose import ends, listed
 from dltrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Space:
                 )
         state = random.getstate()
         random.seed(0)  # shuffle(...) gives the same order when the sweep is started again
-        lists = [list(word.sweep_string_iterator()) for word in self.swept.values()]
+        lists = [listed(word) for word in self.swept.values()]
         random.setstate(state)
         return [dict(zip(self.swept, values, strict=True)) for values in itertools.product(*lists)]
 
@@ -83,11 +83,13 @@ def _distribution(word: Override, default: Any) -> "BaseDistribution":
 
     sweep, typed = word.value(), word.input_line
     log = "log" in getattr(sweep, "tags", ())
+    values: Any = ends(word) if isinstance(sweep, IntervalSweep) else listed(word)
     if not isinstance(sweep, IntervalSweep | RangeSweep):
         if log:
             raise ConfigError(f"{typed} must be an interval to have a log scale, got a list")
-        return CategoricalDistribution(list(dict.fromkeys(word.sweep_string_iterator())))
-    values: Any = ends(word) if isinstance(sweep, IntervalSweep) else sorted(cast(Any, word.sweep_iterator()))
+        return CategoricalDistribution(list(dict.fromkeys(values)))
+    if isinstance(sweep, RangeSweep):
+        values = sorted(cast(Any, word.sweep_iterator()))
     low, high = values[0], values[-1]
     if log and low <= 0:
         raise ConfigError(f"{typed} must be above 0 to have a log scale, got {low:g}")
