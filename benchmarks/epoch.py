@@ -44,9 +44,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dltrain.compose import compose
+from dltrain.course import alone
 from dltrain.opening import opened
 from dltrain.report.terminal import Terminal
-from dltrain.train import Training, alone
+from dltrain.train import Training
 from dltrain.worker import work
 
 ROWS, TEST = 60_000, 100  # of training, of the test (read, not used)

@@ -41,13 +41,14 @@ from dltrain import bundle
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
+from dltrain.course import alone
 from dltrain.data.encoding import Encoding
 from dltrain.data.preparation import Preparation
 from dltrain.data.rows import Data, Rows
 from dltrain.data.target import Target
 from dltrain.order import batch_bounds
 from dltrain.settings import Settings
-from dltrain.train import Training, alone
+from dltrain.train import Training
 from dltrain.worker import assemble
 
 RANKS, N_IN, CLASSES = 2, 40, 10

@@ -3,112 +3,31 @@
 One loop for every task, network and trainer: a task yields losses, players step. All that happens once in a while
 stands in `after_step`, in the order in which it happens: evaluate and record, save, stop.
 
-The loop is a generator. It gives every stretch of steps after which something may be due, and every look at rows that
-are not trained on, before it does them: whoever walks the courses of several runs together may do them for all at once.
-What nobody did, the loop does when it is asked to go on.
+The loop is a generator: it gives every stretch of steps after which something may be due, and every look at rows that
+are not trained on, before it does them, if nobody has.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
 from dltrain.checkpoint import Checkpoints, State, of_this_run, pack, unpack
+from dltrain.course import Epoch, Look, Rows, Stretch
 from dltrain.distributed import Single
-from dltrain.errors import Stopped, real, whole
+from dltrain.errors import Stopped
 from dltrain.evaluate import assess, named
 from dltrain.faults import point
-from dltrain.order import batch_bounds, epoch_order, row_seeds
+from dltrain.order import batch_bounds
 from dltrain.player import Player
+from dltrain.position import Position
 from dltrain.regularizers import EarlyStopping
 from dltrain.settings import Every, Settings
 from dltrain.step import Step
 from dltrain.tasks.task import Task
 
-Rows = dict[str, Tensor]
 Record = dict[str, float | int | None]
-Made = TypeVar("Made")
-
-
-@dataclass
-class Position:
-    """Where a run stands: all that a restart must know besides tensors."""
-
-    epoch: int = 0  # epochs completed
-    batch: int = 0  # batches done of the epoch under way
-    step: int = 0
-    seconds: float = 0.0  # of training, over all restarts
-    rows: int = 0  # trained on, over all restarts
-    recorded_rows: int = 0  # of which the last record knew
-    recorded_seconds: float = 0.0
-    losses: dict[str, list[float]] = field(default_factory=dict)  # player: [sum, count] since the last record
-    best_step: int | None = None
-    best_epoch: int | None = None
-    best_value: float | None = None
-    since_best: int = 0  # evaluations
-    stopped_early: bool = False
-    pruned: bool = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether training ends here, whatever the number of epochs."""
-        return self.stopped_early or self.pruned
-
-
-class Epoch:
-    """The rest of an epoch: its rows in their order, cut into batches."""
-
-    def __init__(self, training: "Training") -> None:
-        position, settings = training.position, training.settings
-        self.number, rest = position.epoch, training.bounds[position.batch :]
-        self.sizes = [end - start for start, end in rest]
-        self.order = epoch_order(training.n_rows, settings.seed, self.number)[rest[0][0] :]
-        self.training = training
-
-    @cached_property
-    def batches(self) -> dict[str, tuple[Tensor, ...]]:
-        """The fields of all batches, each gathered once."""
-        training, order = self.training, self.order.to(self.training.trainer.device)
-        found = {key: values.index_select(0, order).split(self.sizes) for key, values in training.train_rows.items()}
-        if training.step.row_parts:
-            found["seed"] = row_seeds(order, training.settings.seed, self.number).split(self.sizes)
-        return found
-
-
-@dataclass
-class Stretch:
-    """Batches [start, end) of the rest of an epoch, after the last of which something may be due."""
-
-    epoch: Epoch
-    start: int
-    end: int
-    step: int  # number of the first step
-    done: int = 0  # batches that were trained on by somebody else
-
-    @property
-    def left(self) -> int:
-        """Batches that are still to be trained on."""
-        return self.end - self.start - self.done
-
-    def walk(self) -> None:
-        """Train on what is left."""
-        training = self.epoch.training
-        for number in range(self.start + self.done, self.end):
-            point("batch")
-            batch = {key: pieces[number] for key, pieces in self.epoch.batches.items()}
-            training.step(batch, self.epoch.sizes[number], self.step + number - self.start)
-
-
-@dataclass
-class Look:
-    """Rows that are not trained on, whose losses and metrics are wanted; these, where somebody else has made them."""
-
-    rows: Rows
-    metrics: dict[str, float] | None = None
 
 
 class Training:
@@ -309,33 +228,11 @@ class Training:
         tensors, state = found or self.checkpoints.read(step)
         unpack(self.task, self.players, self.trainer, tensors, state)
         with of_this_run():
-            self.position = Position(**state["position"])
-            if not self._possible(state):
-                raise ValueError("a position that no run can have")
+            self.position = Position.of(state, len(self.bounds))
             self.step.load_losses(self.position.losses)
             self.step.finite.load(state["scaler"])
             self.step.health.load(state["health"])
         return state
-
-    def _possible(self, state: State) -> bool:
-        """True if everything of a saved position, and the rest of its state, is of the kind that it must be."""
-        p, scaler = self.position, state["scaler"]
-        counts = [p.epoch, p.step, p.rows, p.recorded_rows, p.since_best]
-        counts += [best for best in (p.best_step, p.best_epoch) if best is not None]
-        return (
-            all(whole(count, 0) and count < 2**53 for count in counts)
-            and whole(p.batch, 0)
-            and p.batch < len(self.bounds)
-            and all(real(number) for number in (p.seconds, p.recorded_seconds, *scaler))
-            and (p.best_value is None or isinstance(p.best_value, float) or real(p.best_value))
-            and isinstance(p.stopped_early, bool)
-            and isinstance(p.pruned, bool)
-            and all(len(pair) == 2 and all(map(real, pair)) and pair[1] > 0 for pair in p.losses.values())
-            and isinstance(scaler, list)
-            and len(scaler) in (0, 2)
-            and whole(state["threads"], 1)
-            and state["threads"] < 2**15
-        )
 
     def restore_best(self) -> bool:
         """Load the weights of the best evaluation (averaged, if an average is kept); False if they cannot be read."""
@@ -349,13 +246,3 @@ class Training:
             return True
         point("best")
         return self.checkpoints.load_weights(best, self.task, self.trainer)
-
-
-def alone(course: Generator[object, None, Made] | Iterator[object]) -> Made:
-    """Walk a course to its end, which does all by itself, and return what it returns."""
-    while True:
-        try:
-            next(course)
-        except StopIteration as end:
-            made: Made = end.value
-            return made

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dltrain import bundle, transfer
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
+from dltrain.course import alone
 from dltrain.data import stored
 from dltrain.data.rows import Data, Rows
 from dltrain.distributed import Single
@@ -33,7 +34,7 @@ from dltrain.sampler import Sampler
 from dltrain.settings import Settings, Transfer
 from dltrain.step import Step
 from dltrain.tasks.task import Task
-from dltrain.train import Training, alone
+from dltrain.train import Training
 
 NEVER = 2**62  # evaluations without a better one
 

@@ -15,6 +15,7 @@ from test_train import built
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from dltrain.course import alone
 from dltrain.data.target import Target
 from dltrain.errors import ConfigError
 from dltrain.models.mlp import MLP
@@ -22,7 +23,7 @@ from dltrain.models.unet import UNet
 from dltrain.tasks.diffusion import SCHEDULES, Denoiser, Diffusion
 from dltrain.tasks.gan import GAN, distance
 from dltrain.tasks.vae import VAE
-from dltrain.train import Training, alone
+from dltrain.train import Training
 
 NONE, CLASSES = Target("none", ()), Target("classes", ("kind",), ("a", "b", "c"), (1, 1, 1))
 DIGITS = ["data=digits", "data.rows=200", "epochs=1", "trainer.threads=1", "model.hidden=[16]"]

@@ -18,11 +18,12 @@ from dltrain import bundle, evaluate
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
+from dltrain.course import alone
 from dltrain.errors import ConfigError, NonFinite
 from dltrain.order import epoch_order, shard_bounds
 from dltrain.settings import Settings
 from dltrain.tasks.task import Move, Task
-from dltrain.train import Training, alone
+from dltrain.train import Training
 from dltrain.worker import assemble
 
 SMALL = ["data=iris", "model.hidden=[16]", "trainer.threads=1"]

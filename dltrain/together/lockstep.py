@@ -8,11 +8,13 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 from dltrain.bundle import make_task
+from dltrain.course import Look, Stretch
 from dltrain.evaluate import chunk_size
 from dltrain.faults import point
 from dltrain.together.numbers import Disagree
-from dltrain.together.stack import Stack, Template
-from dltrain.train import Look, Stretch, Training
+from dltrain.together.stack import Stack
+from dltrain.together.template import Template
+from dltrain.train import Training
 from dltrain.worker import Work
 
 MEMBERS = 6  # from which on a step of a stack takes less than theirs one by one, which cost some 0.3 ms each
