@@ -233,6 +233,14 @@ def test_fresh_searches_again(fake: Fake, here: Path) -> None:
     assert sorted(path.name for path in here.glob("outputs/sweeps/*")) == ["s", "s~1"]
 
 
+@pytest.mark.parametrize("how", ["random", "tpe"])
+def test_a_shuffled_list_is_the_same_when_a_search_goes_on(how: str, fake: Fake) -> None:
+    words = (f"sweep={how}", LR, "activation=shuffle(relu,tanh,gelu,elu,selu,silu,mish)")
+    sweep(*words, "sweep.n_trials=2")
+    sweep(*words, "sweep.n_trials=4")
+    assert [line["trial"] for line in lines()] == [1, 2, 3, 4]
+
+
 def test_a_line_that_was_not_written_to_its_end(fake: Fake) -> None:
     sweep("optimizer.lr=0.1,0.01,0.001")
     path = Path("outputs/sweeps/s/trials.jsonl")

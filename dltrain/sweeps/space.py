@@ -1,5 +1,6 @@
 """What a sweep goes through, in Hydra's own grammar: every combination of values, or distributions to draw from."""
 
+import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,15 +55,25 @@ class Space:
                 raise ConfigError(
                     f"{word.input_line} must be a list or a range with sweep=grid; sweep=random and sweep=tpe take it"
                 )
-        state = random.getstate()
-        random.seed(0)  # shuffle(...) gives the same order when the sweep is started again
-        lists = [listed(word) for word in self.swept.values()]
-        random.setstate(state)
+        with _same_order():
+            lists = [listed(word) for word in self.swept.values()]
         return [dict(zip(self.swept, values, strict=True)) for values in itertools.product(*lists)]
 
     def distributions(self, config: Mapping[str, Any]) -> dict[str, "BaseDistribution"]:
         """What each is drawn from; `config` has the values that stand where nothing is swept over."""
-        return {key: _distribution(word, _at(config, key)) for key, word in self.swept.items()}
+        with _same_order():
+            return {key: _distribution(word, _at(config, key)) for key, word in self.swept.items()}
+
+
+@contextlib.contextmanager
+def _same_order() -> Iterator[None]:
+    """Of shuffle(...), when the sweep is started again."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def text(value: Any) -> str:
