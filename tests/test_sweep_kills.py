@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from faults.forks import Server
 
-IRIS = ("data=iris", "model.hidden=[8]", "epochs=6", "name=search", "trainer.threads=1")
+IRIS = ("data=iris", "model.hidden=[8]", "epochs=6", "name=search", "trainer.threads=1", "report=false")
 ALONE = "sweep.together=false"  # trials side by side equal those alone not to the bit
 GRID = ("-m", *IRIS, ALONE, "optimizer.lr=0.1,0.03,0.01", "seed=0,1", "activation=relu,tanh")
 SPACE = (
@@ -20,7 +20,7 @@ SPACE = (
     "activation=relu,tanh,gelu",
 )
 RANDOM = ("-m", *IRIS, ALONE, "sweep=random", "sweep.n_trials=20", *SPACE)
-CANCER = ("data=breast_cancer", "model.hidden=[8]", "epochs=8", "batch_size=64", "name=search", "trainer.threads=1")
+CANCER = ("data=breast_cancer", "batch_size=64", "epochs=8", *IRIS[1:2], *IRIS[3:])
 TPE = ("-m", *CANCER, "sweep=tpe", "sweep.n_trials=30", "sweep.pruner=median", *SPACE)
 SEARCHES = {"grid": (GRID, 12), "random": (RANDOM, 20), "tpe": (TPE, 30)}
 KILLS = 3
@@ -61,7 +61,7 @@ def kill(server: Server, words: tuple[str, ...], folder: Path, lasted: float, ch
     over: dict[str, int] = {}
     for _ in range(KILLS):
         launch = server.start(list(words), folder)
-        time.sleep(lasted * chance.uniform(0.1, 0.25))
+        time.sleep(lasted * chance.uniform(0.08, 0.2))
         assert not launch.over(), launch.wait()
         launch.kill(signal.SIGKILL)
         assert launch.wait()[0] == -signal.SIGKILL
