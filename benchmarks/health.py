@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from dltrain import bundle, health
+from dltrain.assembly import assemble
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
 from dltrain.settings import Settings
 from dltrain.train import Training
-from dltrain.worker import assemble
 
 RUNS = ("model=mlp batch_size=128", "model=mlp batch_size=1024", "model=cnn", "model=transformer", "task=gan")
 

@@ -38,6 +38,7 @@ import torch
 import torch.distributed as dist
 
 from dltrain import bundle
+from dltrain.assembly import assemble
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
@@ -49,7 +50,6 @@ from dltrain.data.target import Target
 from dltrain.order import batch_bounds
 from dltrain.settings import Settings
 from dltrain.train import Training
-from dltrain.worker import assemble
 
 RANKS, N_IN, CLASSES = 2, 40, 10
 NETWORKS = {"80 thousand": [256, 256], "1.3 million": [640] * 4, "10 million": [1820] * 4}

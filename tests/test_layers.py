@@ -50,9 +50,24 @@ MAY_IMPORT = {  # room: the rooms of dltrain that it may import besides itself a
     "bundle": {"build", "checkpoint", "evaluate", "settings", "tasks"},
     "sampler": {"bundle", "distributed", "player", "report", "tasks"},
     "transfer": {"bundle", "checkpoint", "data", "settings", "tasks"},
+    "assembly": {
+        *(
+            "build",
+            "checkpoint",
+            "data",
+            "distributed",
+            "player",
+            "regularizers",
+            "report",
+            "settings",
+            "step",
+            "tasks",
+        ),
+        *("train", "transfer"),
+    },
     "worker": {
-        *("build", "bundle", "checkpoint", "course", "data", "distributed", "evaluate", "loggers", "player"),
-        *("regularizers", "pruning", "report", "run", "sampler", "settings", "step", "tasks", "train", "transfer"),
+        *("assembly", "build", "bundle", "checkpoint", "course", "data", "distributed", "evaluate", "loggers"),
+        *("pruning", "report", "run", "sampler", "settings", "tasks", "train", "transfer"),
     },
     "together": {
         *("build", "bundle", "course", "data", "distributed", "evaluate", "fingerprint", "health", "opening", "order"),

@@ -18,7 +18,7 @@ from runs import Trained, working
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dltrain import bundle, worker
+from dltrain import assembly, bundle, worker
 from dltrain.commands.train import train
 from dltrain.compose import compose
 from dltrain.together import lockstep
@@ -41,13 +41,13 @@ def here(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in float64, where rounding does not hide a difference."""
-    made, resident, assess = bundle.make_task, worker._resident, worker.assess
+    made, resident, assess = bundle.make_task, assembly._resident, worker.assess
 
     def wide(rows: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: values.double() if values.is_floating_point() else values for key, values in rows.items()}
 
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(worker, "_resident", lambda rows, trainer: wide(resident(rows, trainer)))
+    monkeypatch.setattr(assembly, "_resident", lambda rows, trainer: wide(resident(rows, trainer)))
     monkeypatch.setattr(
         worker, "assess", lambda task, players, rows, trainer: assess(task, players, wide(rows), trainer)
     )

@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from dltrain import bundle, evaluate
+from dltrain.assembly import assemble
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoints
 from dltrain.compose import compose
@@ -24,7 +25,6 @@ from dltrain.order import epoch_order, shard_bounds
 from dltrain.settings import Settings
 from dltrain.tasks.task import Move, Task
 from dltrain.train import Training
-from dltrain.worker import assemble
 
 SMALL = ["data=iris", "model.hidden=[16]", "trainer.threads=1"]
 
