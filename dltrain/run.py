@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -100,15 +100,14 @@ class Run:
     def settings(self) -> dict[str, str]:
         """What was chosen of each group, and every setting, as they are typed; not where the run is.
 
-        The seed of the split is left out where it is the seed. Raises ConfigError as `config` does.
+        Raises ConfigError as `config` does.
         """
         config = self.config()
         found = {group: show(config["choices"].get(group)) for group in GROUPS}
         for group in GROUPS:
             found |= {f"{group}.{key}": show(value) for key, value in leaves(config[group])}
         single = (key for key, value in config.items() if not isinstance(value, dict))
-        found |= {key: show(config[key]) for key in single if key not in (*ELSEWHERE, "format", "hash")}
-        return {k: v for k, v in found.items() if not (k.endswith(".seed") and v == found["seed"])}
+        return found | {key: show(config[key]) for key in single if key not in (*ELSEWHERE, "format", "hash")}
 
     def trusted(self, trust: Collection[str]) -> Config:
         """The config, if all modules that it trusts are trusted here: a run folder may be a stranger's.
@@ -162,9 +161,16 @@ class Run:
             self.folder = target
 
     def discard(self) -> None:
-        """Remove a run that never got its name."""
-        if self.folder.name.startswith("."):
+        """Remove a run that never got its name; whatever a folder is called otherwise, it is somebody's."""
+        if self.folder.name.startswith(".") and self.folder.name.endswith(".new"):
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def compared(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The settings of several runs, without those that go with the seed in all of them, as that of a split may."""
+    every = [run.settings() for run in runs]
+    others = {key for one in every for key, value in one.items() if key.endswith(".seed") and value != one["seed"]}
+    return [{k: v for k, v in one.items() if not k.endswith(".seed") or k in others} for one in every]
 
 
 def complete(config: Config) -> bool:

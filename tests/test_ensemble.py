@@ -511,6 +511,9 @@ REFUSED = [
     (["folds=3", "data=iris", "data.split.fold=1"], "data.split.fold must be left out with folds, got 1"),
     (["folds=3", "data=iris", "trainer=ddp", "trainer.nodes=2"], "trainer.nodes must be 1 with folds, got 2"),
     (["runs=number-0,numbers-0"], "runs must have the same rows in every split, got number-0 and numbers-0, whose "),
+    (["runs=number-*", "name=.."], "name must be letters, digits, '.', '_' and '-', beginning with a letter or digit"),
+    (["runs=number-*", "name=x/y"], "name must be letters, digits, '.', '_' and '-', beginning with a letter or digit"),
+    (["folds=3", "data=iris", "name=a b"], "name must be letters, digits, '.', '_' and '-', beginning with a letter"),
     (["runs=number-*", "name=number-0"], "name must be free or of the same settings, got number-0"),
 ]
 

@@ -18,7 +18,7 @@ from dltrain.opening import digest, identity, opened
 from dltrain.report.terminal import Terminal
 from dltrain.report.text import aligned, number
 from dltrain.run import MEMBERS, Config, Run, differences, write_yaml
-from dltrain.settings import Transfer
+from dltrain.settings import RULES, Transfer
 
 LISTED = 20  # members on the terminal
 FREE = ("target_transform", "shape", "ignore", "columns", "weight")  # settings of data that move no row
@@ -45,6 +45,8 @@ def run(words: list[str]) -> int:
     method = options.method or ("average" if options.folds else "greedy")
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method}{nearest(method, METHODS)}")
+    holds, requirement = RULES["name"]
+    must(holds(options.name), "name", requirement, options.name)
     must(not external(), "ensemble", "started as one process", "several")
     if options.folds is None:
         parse(words, Options)  # no other words are known
