@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ def made(first: Trained, name: str, settings: dict[str, object], score: float, s
         for part in path:
             node = node[part]
         node[last] = value
-    config["data"]["split"]["seed"] = config["seed"]
+    if "data.split.seed" not in settings:
+        config["data"]["split"]["seed"] = config["seed"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     result = first.result | {"status": status, "seconds": 10.0 * score, "monitor": "accuracy", "direction": "max"}
     result |= {"valid": {"accuracy": score, "rmse": -score}, "test": {"accuracy": score, "own": score}}
@@ -82,6 +84,17 @@ def test_means_errors_and_paired_tests_are_scipys() -> None:
     assert float(rows[0.1]["to best"]) == pytest.approx(0.90 - 0.93), "one seed in common"
     assert rows[0.1]["p"] == rows[0.001]["p"] == rows[0.001]["to best"] == ""
     assert [*rows[0.1]][:4] == ["rank", "optimizer.lr", "seeds", "test/accuracy"], "neither the seed nor the split's"
+
+
+def test_seeds_of_one_split_are_seeds_of_one_variant() -> None:
+    first = launch("data=iris", "model=mlp", "epochs=1", name="first")
+    for lr, seed in itertools.product((0.5, 0.05), (0, 1)):
+        made(first, f"one{lr}-{seed}", {"optimizer.lr": lr, "seed": seed, "data.split.seed": 0}, 0.9 + lr * (seed + 1))
+    rows = table("runs=one*")
+    assert [(row["optimizer.lr"], row["seeds"]) for row in rows] == [("0.5", "2"), ("0.05", "2")]
+    assert [*rows[0]][:4] == ["rank", "optimizer.lr", "seeds", "valid/accuracy"]
+    made(first, "one0.5-split", {"optimizer.lr": 0.5, "seed": 1, "data.split.seed": 7}, 0.5)
+    assert [row["data.split.seed"] for row in table("runs=one*")] == ["0", "0", "7"]
 
 
 def test_the_difference_is_over_seeds_in_common() -> None:

@@ -13,7 +13,7 @@ import torch
 from faults.forks import WORDS, Server
 from runs import command, launch, working
 
-from dltrain import cli, train
+from dltrain import cli, course
 from dltrain.compose import compose
 from dltrain.fingerprint.taken import parted, row_checksums, sum_of
 from dltrain.optimizers import Muon
@@ -176,7 +176,7 @@ def known_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = train.epoch_order
+    order = course.epoch_order
 
     def planted(n_rows: int, seed: int, epoch: int) -> torch.Tensor:
         found = order(n_rows, seed, epoch)
@@ -185,7 +185,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
             found[[first, first + 8]] = found[[first + 8, first]]  # of this batch and the next
         return found
 
-    monkeypatch.setattr(train, "epoch_order", planted)
+    monkeypatch.setattr(course, "epoch_order", planted)
 
 
 def gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -532,6 +532,19 @@ def test_trials_side_by_side_are_what_they_are_alone(here: Path) -> None:
         assert all(line["exit"] == 0 and line["values"] and line["run"] for line in found)
 
 
+def test_stopped_before_any_trial_of_a_group_began(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    words = ["-m", *IRIS, "seed=0,1", "name=s", "sweep.together=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr("dltrain.together.train.parts", interrupted)
+        assert cli.run(words) == 75
+    assert not [*here.glob("outputs/iris-*")]
+    assert cli.run(words) == 0
+
+
 def test_a_search_that_stops_at_a_failed_trial_begins_no_other_group(here: Path) -> None:
     words = ("-m", *IRIS, "activation=relu,tanh", "optimizer=sgd", "optimizer.lr=1e30,0.1", "name=s", "report=false")
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -353,6 +353,18 @@ def test_who_is_trained_alone(words: list[str]) -> None:
     assert groups([compose([*typed, "seed=1"]), compose([*typed, "seed=2"])]) == [[0], [1]]
 
 
+def test_warnings_of_all_are_said_once(capsys: pytest.CaptureFixture[str], stacks: list[int]) -> None:
+    common = ("data=csv", "data.path=rows.csv", "data.target=y", "epochs=1", "model.hidden=[4]", "report=false")
+    Path("rows.csv").write_text("a,same,y\n" + "".join(f"{k},{k % 2},{'ab'[k % 2]}\n" for k in range(40)))
+    words = [[*common, f"seed={seed}", "data.split.seed=0"] for seed in range(2)]
+    assert train_together([compose(own) for own in words], words, forced=True, quiet=True) == [0, 0]
+    assert stacks == [2]
+    told = " ".join(capsys.readouterr().out.split())
+    names = [run.folder.name for run in found("outputs")]
+    assert told.count("column same all but equals") == told.count("are copies of training rows") == 1
+    assert sum(f"warning: {name}: column same" in told for name in names) == 1
+
+
 @pytest.mark.parametrize(
     ("n", "words", "stack"),
     [

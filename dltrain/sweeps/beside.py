@@ -1,6 +1,5 @@
 """Trials that differ in numbers and seeds alone, trained side by side in this process."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,7 +79,10 @@ def _together(jobs: Sequence[Job], told: Sequence[Told], search: "Search", take:
 
     forced = search.settings["together"] is True
     configs, words = [config for _, config, _ in told], [words for _, _, words in told]
-    with contextlib.suppress(Stopped), search.trial.opening():
-        train_together(configs, words, names.__setitem__, ending, forced, quiet=True)
+    try:
+        with search.trial.opening():
+            train_together(configs, words, names.__setitem__, ending, forced, quiet=True)
+    except Stopped:  # before any of them began
+        search.stopped = True
     if raised:
         raise raised[0]

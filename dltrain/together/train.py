@@ -54,6 +54,7 @@ class Group:
     codes: dict[int, int] = field(default_factory=dict)
     shown: BaseException | None = None  # whose traceback was printed last
     data: dict[str, Data] = field(default_factory=dict)  # prepared, by the settings of data and pipeline
+    said: set[str] = field(default_factory=set)  # warnings, which many runs may have in common
 
     def train(self) -> None:
         with Signals() as signals, contextlib.ExitStack() as trainers:
@@ -97,7 +98,7 @@ class Group:
         if run.folder.name == name:
             run.record(config)
         settings, builder = parts(config)
-        quiet = Quiet(self.terminal, name)
+        quiet = Quiet(self.terminal, name, self.said)
         data = self.read(run, config, builder, trainer, quiet)
         return name, build(run, config, quiet, settings, builder, trainer, data)
 
@@ -129,9 +130,12 @@ class Group:
 class Quiet(Terminal):
     """The terminal of one run among several: it says what is wrong, with the name of the run, and nothing else."""
 
-    def __init__(self, terminal: Terminal, name: str) -> None:
+    def __init__(self, terminal: Terminal, name: str, said: set[str]) -> None:
         super().__init__(terminal.console, quiet=True)
-        self.told, self.name = terminal, name
+        self.aloud, self.name, self.said = Terminal(terminal.console), name, said
 
     def warn(self, text: str) -> None:
-        self.told.warn(f"{self.name}: {text}")
+        """Say what no other run has said."""
+        if text not in self.said:
+            self.said.add(text)
+            self.aloud.warn(f"{self.name}: {text}")

@@ -51,7 +51,7 @@ def test_a_kill_at_every_named_place(server: Server, undisturbed: dict[str, str]
 
 
 FORGET = """
-from dltrain import order, step, train
+from dltrain import course, order, step, train
 unpack = train.unpack
 def forgetful(task, players, trainer, tensors, state):
     position, player = state["position"], state["players"]["network"]
@@ -80,7 +80,7 @@ PIECES = {
     "the best epoch": "position['best_epoch'] = None",
     "evaluations since the best": "position['since_best'] = 0",
     "what ails the network": "state['health'] |= {'text': '', 'looks': 0}",
-    "the seed of the order": "train.epoch_order = lambda rows, seed, epoch: order.epoch_order(rows, seed + 1, epoch)",
+    "the seed of the order": "course.epoch_order = lambda rows, seed, epoch: order.epoch_order(rows, seed + 1, epoch)",
     "the seed of the noise": "step.noise_seed = lambda seed, *rest: order.noise_seed(seed + 1, *rest)",
 }
 ACROSS = (
