@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,13 @@ def write_sweep(folder: Path) -> None:
     if scored:
         best = folder.parent.parent / scored[0].run
         if not (best / NAME).exists():
-            trust = tuple(Run(best).config()["trust"])  # it was trained here
-            write(best, partial(run_page, trust=trust), terminal)
+            write(best, _trained_here, terminal)
         write(folder, sweep_page, terminal)
+
+
+def _trained_here(folder: Path) -> str:
+    """As `run_page`, of a run whose modules need not be trusted anew; raises ConfigError for a damaged one."""
+    return run_page(folder, tuple(Run(folder).config()["trust"]))
 
 
 def run_page(folder: Path, trust: tuple[str, ...] = ()) -> str:
