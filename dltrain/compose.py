@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain.checks import ROOT, alike, not_options, overridden, problems
@@ -20,6 +21,7 @@ LITERAL = re.compile(
     r"|name|output_root)"
 )
 TYPED = "+typed=typed"  # carries literal text past Hydra's grammar, as a config of its store
+TAGS = ("log",)  # of tag(...), those that say something
 
 
 def compose(words: list[str]) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
     The first value of every sweep, then each other value alone; of a range or an interval its two ends. Enough to find
     what is wrong before anything runs.
     """
-    rest = literals(words)[1]
+    rest = [*_beside(words), *literals(words)[1]]
     swept: dict[int, list[str]] = {}
     number = 1
     for place, word in enumerate(rest):
@@ -241,19 +243,57 @@ def trials(words: list[str]) -> tuple[list[list[str]], int]:
     return [literal_words(words) + [word for part in parts for word in part] for parts in lists], number
 
 
+def _beside(words: list[str]) -> list[str]:
+    """What is swept over besides what is typed: an experiment may say so in hydra.sweeper.params."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    typed = literals(words)[1]
+    alone = [word for word in typed if isinstance(found := _parse(word), str) or not found.is_sweep_override()]
+    try:
+        params = _container(composed([*literal_words(words), *alone]).hydra.sweeper, resolve=True).get("params") or {}
+    except (ConfigError, OmegaConfBaseException):  # as what is made of these words will say
+        return []
+    keys = {word.partition("=")[0] for word in words}
+    return [f"{key}={value}" for key, value in params.items() if key not in keys]
+
+
 def listed(override: "Override") -> list[str]:
-    """The values of a list or a range that is swept over, as they are typed; raises ConfigError if there are none."""
-    if values := [*override.sweep_string_iterator()]:
+    """The values of a list, a range or a glob that is swept over, as they are typed.
+
+    Raises ConfigError if there are none.
+    """
+    from hydra.core.override_parser.types import Glob
+
+    _check_tags(override)
+    swept, word, known = override.value(), str(override.input_line), dict[str, Path]()
+    if not isinstance(swept, Glob):
+        values = [*override.sweep_string_iterator()]
+    elif known := options(group := override.key_or_group):
+        values = swept.filter([*known])
+    else:
+        tail = nearest("" if group in ROOT else group, groups())
+        raise ConfigError(f"{group} must be a group to have choices that match, got {word.partition('=')[2]}{tail}")
+    if values:
         return values
-    raise ConfigError(f"{override.input_line} must have a value to sweep over, got none")
+    raise ConfigError(f"{word} must have a value to sweep over, got none{nearest('', known)}")
 
 
 def ends(override: "Override") -> tuple[int | float, int | float]:
     """The two ends of an interval that is swept over; raises ConfigError if nothing is between them."""
+    _check_tags(override)
     interval: Any = override.value()
     if interval.start is None or interval.end is None or not interval.start < interval.end:
         raise ConfigError(f"{override.input_line} must go up from its first number to its second")
     return interval.start, interval.end
+
+
+def _check_tags(override: "Override") -> None:
+    """Raise ConfigError for a tag that says nothing to a search."""
+    for tag in sorted(getattr(override.value(), "tags", ())):
+        if tag not in TAGS:
+            raise ConfigError(
+                f"{override.get_key_element()} must have a tag that there is, got {tag}{nearest(tag, TAGS)}"
+            )
 
 
 def _explain(error: Exception, tree: dict[str, Any], words: list[str]) -> list[str]:
@@ -307,6 +347,8 @@ def _parse(word: str) -> "Override | str":
         return OverridesParser.create().parse_override(word)
     except HydraException:
         pass
+    if re.search(r"\b(choice|range|interval|glob)\(\s*\)", value):
+        return f"{word} must have a value to sweep over, got none"
     if not re.fullmatch(r"[~+]{0,2}[\w.@/$:-]+", key):
         return f"{key} must be the name of a setting{nearest(key.strip(' +~-'), _known())}"
     for left, right in ("[]", "{}", "()"):

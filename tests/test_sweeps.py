@@ -642,6 +642,14 @@ BAD = {
     "-m sweep=random optimizer.lr=tag(log,choice(0.1,0.2))": (
         "optimizer.lr=tag(log,choice(0.1,0.2)) must be an interval to have a log scale, got a list"
     ),
+    "-m sweep=random optimizer.lr=tag(lgo,interval(0.1,1))": (
+        "optimizer.lr must have a tag that there is, got lgo; did you mean log? (log)"
+    ),
+    "-m optimizer.lr=tag(lgo,choice(0.1,1))": "optimizer.lr must have a tag that there is, got lgo; did you mean log?",
+    "-m model=glob(q*)": "model=glob(q*) must have a value to sweep over, got none (cnn, decoder, ",
+    "-m seed=glob(*)": "seed must be a group to have choices that match, got glob(*) (activation, data, ",
+    "-m modle=glob(*)": "modle must be a group to have choices that match, got glob(*); did you mean model? (activ",
+    "-m seed=choice()": "seed=choice() must have a value to sweep over, got none",
     "-m sweep=random seed=range(0)": "seed=range(0) must have a value to sweep over, got none",
     "-m sweep=random epochs=3": (
         "sweep=random must have something to go through, as in 'optimizer.lr=interval(1e-4,1e-1)'"
@@ -675,7 +683,7 @@ def test_bad_words(words: str, fake: Fake, here: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("words", [[], ["sweep=random", "sweep.n_trials=2"]])
-@pytest.mark.parametrize("empty", ["range(5,1)", "shuffle(range(5,1))"])
+@pytest.mark.parametrize("empty", ["range(5,1)", "shuffle(range(5,1))", "choice()", "tag(log,choice())"])
 def test_an_experiment_without_a_value(
     empty: str, words: list[str], fake: Fake, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -687,6 +695,36 @@ def test_an_experiment_without_a_value(
         assert cli.run([*said, *words]) == 2
         assert capsys.readouterr().err == f"dltrain: seed={empty} must have a value to sweep over, got none\n"
     assert [path.name for path in here.iterdir()] == ["configs"]
+
+
+@pytest.mark.parametrize("words", [[], ["sweep=random", "sweep.n_trials=2"]])
+def test_what_an_experiment_sweeps_over_is_checked_before(
+    words: list[str], fake: Fake, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("configs/experiment").mkdir(parents=True)
+    for wrong in ("seed: [3,[]]", "seed: '3,[]'", "activation: 'relu,tnah'", "seed: 'tag(lgo,choice(1,2))'"):
+        text = (
+            f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{optimizer.lr: '1,2', {wrong}}}}}}}\n"
+        )
+        Path("configs/experiment/many.yaml").write_text(text)
+        assert cli.run(["experiment=many", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"dltrain: {wrong.partition(':')[0]}")
+        assert said.count("\n") == 1
+        sweep("experiment=many", *words, "seed=5", "activation=relu")  # what is typed counts
+        assert {line["params"].get("seed", "5") for line in lines()} == {"5"}
+        Path("outputs").rename(here / f"outputs-{len([*here.iterdir()])}")
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["sweep=random", "sweep.n_trials=9"]])
+def test_choices_that_match(words: list[str], fake: Fake) -> None:
+    Path("configs/activation").mkdir(parents=True)
+    Path("configs/activation/semi.yaml").write_text("# half\n_target_: torch.nn.Identity\n")
+    sweep(*words, "activation=glob([se*,mi*,_*],exclude=selu)", "seed=0")
+    tried = [line["params"]["activation"] for line in lines()]
+    assert set(tried) == {"mish", "semi"}
+    assert words or tried == ["mish", "semi"]
 
 
 def test_a_metric_that_no_trial_has(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
