@@ -31,8 +31,12 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import kstest
 
 from dltrain import cli
+from dltrain.build import Builder
+from dltrain.choices import options
+from dltrain.commands.compare import KNOWN
 from dltrain.compose import compose, trials
 from dltrain.errors import DataError, DiskError, Stopped
+from dltrain.metrics import NAMES
 from dltrain.sweeps.board import Board
 from dltrain.sweeps.records import Records
 from dltrain.sweeps.slots import spread
@@ -661,6 +665,14 @@ BAD = {
     "-m sweep.pruner=mean seed=0,1": "sweep.pruner must be none, median or halving, got mean",
     "-m sweep.slots=0 seed=0,1": "sweep.slots must be at least 1, got 0",
     "-m sweep.metrics=3 seed=0,1": "sweep.metrics must be a list of metrics such as [valid/accuracy], or null, got 3",
+    "-m sweep.metrics=[acuracy] seed=0,1": (
+        "sweep.metrics must be metrics of the trials, got valid/acuracy; did you mean valid/accuracy? (epochs, seconds,"
+    ),
+    "-m sweep=tpe sweep.metrics=[f1/price,seconds,test/f1] seed=0,1": (
+        "sweep.metrics must be metrics of the trials, got valid/test/f1; did you mean valid/f1? (epochs, seconds,"
+    ),
+    "-m monitor=valid/acuracy seed=0,1": "monitor must be a metric, got valid/acuracy; did you mean accuracy? (accu",
+    "-m monitor=log_loss,auc task=supervised": "monitor must be a metric, got auc; did you mean auroc? (accuracy, ",
     "-m sweep.metrics=[log_loss,seconds] sweep.pruner=median seed=0,1": (
         "sweep.pruner must be none with several metrics, got median"
     ),
@@ -680,6 +692,24 @@ def test_bad_words(words: str, fake: Fake, here: Path, capsys: pytest.CaptureFix
     assert said.err.count("\n") == 1
     assert fake.trained == []
     assert list(here.iterdir()) == []
+
+
+def test_every_metric_of_a_task_is_known_before_it_is_built() -> None:
+    measured = {"loss", *(name for kind in NAMES.values() for name in kind)}
+    for task in options("task"):
+        kind = Builder(compose([f"task={task}"])).kind("task")
+        measured |= {*kind.measures}
+        for name in kind.measures:
+            assert KNOWN[name] == kind.measures[name]
+    assert measured == {*KNOWN}
+
+
+def test_a_metric_of_a_task_of_ones_own(here: Path, fake: Fake) -> None:
+    Path("configs/task").mkdir(parents=True)
+    Path("configs/task/mine.yaml").write_text("# mine\n_target_: mytask.Mine\n")
+    Path("mytask.py").touch()
+    sweep("task=mine", "trust=[mytask]", "monitor=accurasy", "sweep.metrics=[log_loss]", "optimizer.lr=1,2")
+    assert len(fake.trained) == 2
 
 
 @pytest.mark.parametrize("words", [[], ["sweep=random", "sweep.n_trials=2"]])
@@ -729,11 +759,10 @@ def test_choices_that_match(words: list[str], fake: Fake) -> None:
 
 def test_a_metric_that_no_trial_has(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("sweep=random", "sweep.n_trials=4", LR)
-    sweep(*words, "sweep.metrics=[valid/acuracy]", code=2)
+    sweep(*words, "sweep.metrics=[valid/r2]", code=2)
     known = "(seconds, valid/accuracy, valid/log_loss)"
     assert capsys.readouterr().err == (
-        "dltrain: sweep.metrics must be metrics of the trials, got valid/acuracy; did you mean valid/accuracy? "
-        f"{known}\n"
+        f"dltrain: sweep.metrics must be metrics of the trials, got valid/r2; did you mean valid/accuracy? {known}\n"
     )
     assert len(fake.trained) == 1
     assert lines() == []

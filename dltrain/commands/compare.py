@@ -21,7 +21,8 @@ from dltrain.run import Run, compared, find
 
 KNOWN = {"loss": "min", "rmse": "min", "mae": "min", "log_loss": "min", "calibration_error": "min", "mse": "min"}
 KNOWN |= dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "r2"), "max")
-KNOWN |= dict.fromkeys(("explained_variance", "silhouette", "adjusted_rand"), "max")
+KNOWN |= dict.fromkeys(("explained_variance", "silhouette", "adjusted_rand", "token_accuracy", "exact_match"), "max")
+KNOWN |= dict.fromkeys(("bits_per_token", "bits_per_character", "perplexity", "distance"), "min")
 
 
 @dataclass

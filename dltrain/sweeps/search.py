@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dltrain import compose
-from dltrain.commands.compare import direction
+from dltrain.commands.compare import KNOWN, direction
 from dltrain.errors import ConfigError, DiskError, Stopped, must, nearest, real, show
 from dltrain.launch import external
 from dltrain.opening import set_aside
@@ -315,8 +315,27 @@ def _first_of(variants: Iterable[list[str]]) -> Config:
             first = first or config
             if (source := config["model"]["from_run"]) in ("last", "best"):  # of which each trial may be one
                 found[f"model.from_run must be the name or the folder of a run in a sweep, got {source}"] = None
+            found |= dict.fromkeys(_no_metrics(config))
         except ConfigError as error:
             found |= dict.fromkeys(str(error).splitlines())
     if found or first is None:
         raise ConfigError("\n".join(found))
     return first
+
+
+def _no_metrics(config: Config) -> Iterator[str]:
+    """A sentence for each metric that no task of ours has; what a user's own measures is known once it is built."""
+    if not str(config["task"]["_target_"]).startswith("dltrain."):
+        return
+    if (monitor := config["monitor"]) and _base(monitor) not in KNOWN:
+        yield f"monitor must be a metric, got {monitor}{nearest(monitor.removeprefix('valid/'), KNOWN)}"
+    metrics = config["sweep"]["metrics"]
+    for name in map(str, metrics if isinstance(metrics, list) else []):
+        if name not in COSTS and _base(name) not in KNOWN:
+            known = [*COSTS, *map(_full, KNOWN)]
+            yield f"sweep.metrics must be metrics of the trials, got {_full(name)}{nearest(_full(name), known)}"
+
+
+def _base(name: str) -> str:
+    """A metric without its split and the column that it is of."""
+    return name.removeprefix("valid/").partition("/")[0]
