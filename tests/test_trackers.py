@@ -1,10 +1,13 @@
 """What MLflow and Weights & Biases hold of a run, read with their own clients and formats, across kills."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -173,6 +176,72 @@ for step in range(1, 21):
     logger.log({"step": step, "epoch": step})
 logger.finish({"status": "finished"})
 """
+
+
+def test_a_kill_while_mlflow_makes_its_file_leaves_none(
+    folder: Path, tracked: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+
+    def killed(address: str) -> None:
+        with contextlib.closing(sqlite3.connect(address.removeprefix("sqlite:///"))) as half:
+            half.execute("CREATE TABLE _alembic_tmp_experiments (name)")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow, "MlflowClient", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MLflow().start(folder, CONFIG, 0)
+    monkeypatch.undo()
+    assert not (folder.parent / "mlflow.db").exists()
+    assert len([*folder.parent.glob(".mlflow.db.*")]) == 1  # what was half made
+    logger = MLflow()
+    logger.start(folder, CONFIG, 0)
+    logger.finish(RESULT)
+    assert tracked(folder.parent).info.status == "FINISHED"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["mlflow.db", "run"]
+
+
+def test_a_file_that_was_left_half_made_is_named(folder: Path) -> None:
+    pytest.importorskip("mlflow")
+    file = folder.parent / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as half:
+        half.execute("CREATE TABLE _alembic_tmp_experiments (name)")
+    with pytest.raises(OSError, match="MLflow") as caught:
+        MLflow().start(folder, CONFIG, 0)
+    told = f"MLflow cannot use {file}: (sqlite3.OperationalError) table _alembic_tmp_experiments already exists"
+    assert str(caught.value) == f"{told}; if a kill has left it half made, delete it"
+
+
+def test_the_journal_of_a_file_that_was_deleted_is_not_played_back(
+    folder: Path, tracked: Callable[[Path], Any]
+) -> None:
+    pytest.importorskip("mlflow")
+    with contextlib.closing(sqlite3.connect(folder / "other.db", isolation_level=None)) as other:
+        other.execute("CREATE TABLE numbers (n)")
+        other.executemany("INSERT INTO numbers VALUES (?)", [(n,) for n in range(1000)])
+        other.execute("PRAGMA cache_size = 1")  # what is changed is written before the transaction ends
+        other.execute("BEGIN")
+        other.execute("UPDATE numbers SET n = 'a long text instead of a number'")
+        shutil.copy(folder / "other.db-journal", folder.parent / "mlflow.db-journal")
+    MLflow().start(folder, CONFIG, 0)
+    assert tracked(folder.parent).info.status == "RUNNING"
+    with contextlib.closing(sqlite3.connect(folder.parent / "mlflow.db")) as made:
+        assert not made.execute("SELECT name FROM sqlite_master WHERE name = 'numbers'").fetchall()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("no.txt", "file is not a database"), ("folder", "unable to open database file")]
+)
+def test_a_file_that_sqlite_cannot_write_is_named_before_mlflow_tries(
+    folder: Path, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda address: pytest.fail("MLflow would try for 100 seconds"))
+    (folder / "folder").mkdir()
+    (folder / "no.txt").write_text("This is no database, though it is quite long.\n" * 9)
+    with pytest.raises(OSError, match="cannot write") as caught:
+        MLflow(f"sqlite:///{folder / name}").start(folder, CONFIG, 0)
+    assert str(caught.value) == f"cannot write {folder / name}: {reason}"
 
 
 @pytest.mark.slow

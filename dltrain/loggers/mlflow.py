@@ -7,7 +7,9 @@ import logging
 import os
 import posixpath
 import re
+import sqlite3
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,11 @@ class MLflow(Logger):
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 7 by default: four minutes of waiting
-        from mlflow import MlflowClient
         from mlflow.entities import Param
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table of a new file
         beside = f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}"
-        with _alone(folder.parent):
-            self.client = MlflowClient(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside)
+        self.client = _client(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside, folder.parent)
         self.run = self._continued(folder / "mlflow.txt") or self._begun(folder)
         told = self.client.get_run(self.run).data
         left = [Param(_name(key), str(value)) for key, value in leaves(config) if _name(key) not in told.params]
@@ -108,6 +108,56 @@ class MLflow(Logger):
         run: str = self.client.create_run(number, run_name=folder.name, tags=tags).info.run_id
         (folder / "mlflow.txt").write_text(f"{run}\n", encoding="utf-8")
         return run
+
+
+def _client(address: str, folder: Path) -> Any:
+    """MLflow at an address; raises OSError, which names it, for a file that is of no use to MLflow."""
+    from mlflow import MlflowClient
+
+    file = _file(address)
+    if file is None:
+        with _alone(folder):
+            return MlflowClient(address)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file.parent):
+            if not file.exists():
+                _make(file)
+            _check(file)
+            return MlflowClient(address)
+    except (OSError, sqlite3.Error) as error:
+        raise OSError(f"cannot write {file}: {error}") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"MLflow cannot use {file}: {reason}; if a kill has left it half made, delete it") from error
+
+
+def _file(address: str) -> Path | None:
+    """The file of an address of SQLite; None of another address, and of one that SQLite itself has to read."""
+    from sqlalchemy import make_url
+
+    name = make_url(address).database if address.startswith("sqlite") else None
+    return None if name in (None, "", ":memory:") or name.startswith("file:") else Path(name).resolve()
+
+
+def _make(file: Path) -> None:
+    """A new database, which gets its name when it is whole: MLflow never mends what a kill has left half made."""
+    from mlflow import MlflowClient
+
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # MLflow goes by the name of what it has opened before
+    stale = [file.with_name(f"{file.name}{end}") for end in ("-journal", "-wal", "-shm")]  # would be played back
+    for left in (*stale, *file.parent.glob(f".{file.name}.*")):
+        left.unlink(missing_ok=True)
+    _check(part)
+    MlflowClient(f"sqlite:///{part}")
+    if not file.exists():  # no other program has made it meanwhile
+        part.replace(file)
+
+
+def _check(file: Path) -> None:
+    """Raise sqlite3.Error at once for a file that SQLite cannot write: MLflow would try again for 100 seconds."""
+    with contextlib.closing(sqlite3.connect(file, timeout=20)) as opened:
+        opened.execute("BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager
