@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -50,9 +51,17 @@ class Run:
             if status == "finished":
                 raise ConfigError(f"{setting} must have an undamaged model, got {self.name}: model.json is missing")
             raise ConfigError(
-                f"{setting} must be a finished run, got {self.name}, which is {status}; dltrain resume run={self.name}"
+                f"{setting} must be a finished run, got {self.name}, which is {status}; {self.command('resume')}"
             )
         return self.folder / "model"
+
+    def command(self, verb: str, *words: str) -> str:
+        """A line to paste that does something with it from here, trusting the modules that it trusts."""
+        config = read_yaml(self.folder / "config.yaml")
+        trust = config.get("trust") if isinstance(config, dict) else None
+        trusted = [f"trust=[{','.join(map(str, trust))}]"] if trust and isinstance(trust, list) else []
+        where = self.name if is_default(self.folder.parent) else self.folder
+        return shlex.join(["dltrain", verb, f"run={where}", *words, *trusted])
 
     @property
     def source(self) -> Path:
@@ -345,6 +354,11 @@ def find(word: str, root: str = "outputs", setting: str = "run") -> Run:
     if given.is_dir():
         raise ConfigError(f"{setting} must be a run folder, got {word}, which has no config.yaml")
     raise ConfigError(f"{setting} must be a run in {root}, got {word}{nearest(word, [run.name for run in there])}")
+
+
+def is_default(root: Path) -> bool:
+    """Whether runs are looked for in this folder unless output_root is said."""
+    return root.resolve() == Path("outputs").resolve()
 
 
 def runs(root: str) -> list[Run]:

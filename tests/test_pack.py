@@ -1,7 +1,9 @@
 """`dltrain pack`: one archive with which another folder can do what a run can do."""
 
 import contextlib
+import html
 import io
+import shlex
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -55,6 +57,23 @@ def test_an_archive_does_elsewhere_what_the_run_does(tmp_path: Path) -> None:
         assert Path("metrics.json").read_text() == expected
         again = launch(*WORDS, "name=again")
         assert again.read("result.json")["weights_sha256"] == again.read("../flowers/result.json")["weights_sha256"]
+
+
+def test_commands_to_paste_are_quoted_and_say_where_the_run_is() -> None:
+    said = command(*WORDS, "output_root=out puts", "name=u", "report=true")
+    line = said.splitlines()[-1]
+    assert line == "dltrain predict 'run=out puts/u' input=new.csv"
+    Path("new.csv").write_text("sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5,3,1,0\n")
+    assert "(1 rows)" in command(*shlex.split(line)[1:])
+    page = html.unescape((Path("out puts") / "u" / "report.html").read_text())
+    for verb in ("evaluate", "reproduce"):
+        assert f"dltrain {verb} 'run=out puts/u'\n" in page
+    said = command("pack", "run=out puts/u", "out=a b.tgz")
+    assert "elsewhere: tar -xzf 'a b.tgz' and run=u" in said
+    Path("out puts/u/model/model.json").unlink()
+    Path("out puts/u/result.json").unlink()
+    said = refused("run=out puts/u")
+    assert said.endswith(f"unfinished; dltrain resume 'run={Path('out puts/u').resolve()}'")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from faults.forks import WORDS, Launch, Server, outcome
 from dltrain.compose import compose
 from dltrain.errors import ConfigError
 from dltrain.opening import digest, identity
-from dltrain.run import find, lock
+from dltrain.run import Run, find, lock
 
 QUICK = ["data=xor", "data.rows=80", "model.hidden=[4]", "epochs=2", "batch_size=16", "trainer.threads=1"]
 CSV = ["data=csv", "data.path=rows.csv", "data.target=y", *QUICK[2:]]
@@ -513,3 +513,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(server: Server, tmp_path: Path) 
         assert checkpoint.name == "step-00000001"
         assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
         assert not (run / "model").exists()
+
+
+def test_a_run_is_named_as_it_is_found_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "outputs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("trust: [mine, yours]\n")
+    monkeypatch.chdir(tmp_path)
+    assert Run(folder).command("resume") == "dltrain resume run=run 'trust=[mine,yours]'"
+    monkeypatch.chdir(tmp_path.parent)  # there, run=run names no run
+    assert Run(folder).command("resume") == f"dltrain resume run={folder} 'trust=[mine,yours]'"

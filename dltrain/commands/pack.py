@@ -1,6 +1,7 @@
 """Pack a finished run into one archive, without data: another machine can predict, evaluate and train with it."""
 
 import gzip
+import shlex
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ def run(words: list[str]) -> int:
         for path in files:
             archive.add(path, f"{folder.name}/{path.relative_to(folder)}", recursive=False, filter=_anonymous)
     if out != "-":
-        print(f"wrote {out} ({len(files):,} files); elsewhere: tar -xzf {Path(out).name} and run={folder.name}")
+        unpack = shlex.join(["tar", "-xzf", Path(out).name])
+        print(f"wrote {out} ({len(files):,} files); elsewhere: {unpack} and run={folder.name}")
     return 0
 
 

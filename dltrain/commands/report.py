@@ -13,7 +13,7 @@ from dltrain.errors import ConfigError, UserError, must, nearest, real, whole
 from dltrain.lines import read_lines
 from dltrain.report import runs, sweeps
 from dltrain.report.terminal import Terminal
-from dltrain.run import Run, find
+from dltrain.run import Run, find, is_default
 
 NAME = "report.html"
 LARGEST = 2**23  # bytes of a file of samples
@@ -153,8 +153,9 @@ def _sweep(folder: Path) -> sweeps.Sweep:
     judged = next((line for line in lines if isinstance(line.get("values"), dict) and line["values"]), {})
     metrics, better = [*map(str, judged.get("values") or ())], [*map(str, judged.get("better") or ())]
     home = folder.parent.parent
-    where = folder.name + ("" if home.name == "outputs" else f" output_root={shlex.quote(str(home))}")
-    commands = [f"dltrain compare runs={where}", f"dltrain report runs={where}", f"dltrain report sweep={where}"]
+    where = [] if is_default(home) else [f"output_root={home}"]
+    uses = ("compare", "runs"), ("report", "runs"), ("report", "sweep")
+    commands = [shlex.join(["dltrain", verb, f"{what}={folder.name}", *where]) for verb, what in uses]
     return sweeps.Sweep(folder.name, trials, metrics or ["metric"], better[:1] == ["max"], commands)
 
 
@@ -182,9 +183,10 @@ def _commands(run: Run) -> list[str]:
     """What to type to use a run, and to make it again."""
     from dltrain.commands.train import predict_command
 
-    where = shlex.quote(run.name if run.folder.parent.name == "outputs" else str(run.folder))
-    use = [predict_command(run), f"dltrain evaluate run={where}", f"dltrain reproduce run={where}"]
-    return [*use, f"dltrain {shlex.join(run.words())}".rstrip()]
+    return [
+        *(predict_command(run), run.command("evaluate"), run.command("reproduce")),
+        shlex.join(["dltrain", *run.words()]),
+    ]
 
 
 def _readable(path: Path) -> bool:

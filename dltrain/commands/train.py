@@ -45,9 +45,7 @@ def _train(run: Run, name: str, config: Config, terminal: Terminal) -> None:
     run.record(config)
     result = start(run, name, config, terminal)  # torch, scikit-learn and pandas: the first words are on the screen
     if result.get("status") == "pruned":
-        terminal.stopped(
-            f"pruned at epoch {result['epochs']}: {result['reason']}; dltrain resume run={run.name} goes on"
-        )
+        terminal.stopped(f"pruned at epoch {result['epochs']}: {result['reason']}; {run.command('resume')} goes on")
         return
     terminal.finish(result, str(run.folder), predict_command(run))
 
@@ -65,8 +63,5 @@ def show(terminal: Terminal, run: Run, result: Config) -> None:
 
 def predict_command(run: Run) -> str:
     """The command that applies a run to a new file."""
-    where = run.name if run.folder.parent.name == "outputs" else run.folder
-    config = run.config()
-    trust = ",".join(config.get("trust") or [])
-    kind = Path((config["data"].get("path") or "new.csv").removesuffix(".gz")).suffix
-    return f"dltrain predict run={where} input=new{kind}" + (f" 'trust=[{trust}]'" if trust else "")
+    kind = Path((run.config()["data"].get("path") or "new.csv").removesuffix(".gz")).suffix
+    return run.command("predict", f"input=new{kind}")

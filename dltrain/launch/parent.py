@@ -52,9 +52,8 @@ def _launched(run: Run, name: str, config: Config, terminal: Terminal, last_step
 def _command(run: Run) -> str:
     """What to type to go on with a run, or to start it again if it has not begun."""
     if run.folder.name.startswith("."):
-        return f"dltrain {shlex.join(run.words())}"
-    where = run.name if run.folder.parent.name == "outputs" else str(run.folder)
-    return f"dltrain resume run={shlex.quote(where)}"
+        return shlex.join(["dltrain", *run.words()])
+    return run.command("resume")
 
 
 @contextlib.contextmanager
