@@ -255,6 +255,14 @@ def read_yaml(path: Path) -> Any:
     return content
 
 
+def parsed(text: str) -> Any:
+    """What a text says as YAML; the text itself if it says nothing."""
+    try:
+        return yaml.load(text, _Loader) if text else text
+    except Exception:
+        return text
+
+
 def write_yaml(path: Path, content: Any) -> None:
     write_whole(path, yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
 

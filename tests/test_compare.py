@@ -180,6 +180,18 @@ def test_runs_of_some_settings_are_listed() -> None:
     assert listed("where=model=cnn") == []
 
 
+@pytest.mark.parametrize(
+    "value", ["[256,0.1]", "[256, 0.1]", "[ 256.0,1e-1 ]", "[256,0.1],seed=7", "[256,0.1], seed = 7"]
+)
+def test_a_value_is_the_same_however_it_is_typed(value: str) -> None:
+    run = Trained(Path("outputs/lr0.1-0"))
+    folder = made(run, "wide", {"seed": 7, "optimizer.betas": [256, 0.1]}, 0.5)
+    try:
+        assert listed(f"where=optimizer.betas={value}") == ["wide"]
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_runs_are_listed_the_best_first() -> None:
     best = sorted(SCORES[0.1], key=lambda seed: -SCORES[0.1][seed])
     words = ("where=optimizer.lr=0.1,epochs=1,batch_size=64", "sort=test/own")
@@ -200,5 +212,11 @@ def refused_list(*words: str) -> str:
 def test_what_cannot_be_listed() -> None:
     assert refused_list("where=modle=mlp").startswith(
         "where must be a setting of runs, got modle=mlp; did you mean model?"
+    )
+    assert refused_list("where=model") == (
+        "where must be settings with their values, such as model=cnn,seed=0, got model"
+    )
+    assert refused_list("where=model=mlp,") == (
+        "where must be settings with their values, such as model=cnn,seed=0, got ''"
     )
     assert refused_list("sort=test/acc").startswith("sort must be a metric of a run, got test/acc; did you mean")

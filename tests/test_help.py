@@ -119,6 +119,8 @@ def test_list_prints_each_option_with_its_first_comment(group: str, capsys: pyte
 def test_list_of_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*map(plural, groups()), "runs"]
+    assert cli.run(["list", "models", "where=x"]) == 2
+    assert capsys.readouterr().err == "dltrain: where must be given to list runs, got list models where=x\n"
     assert cli.run(["list", "modles"]) == 2
     names = ", ".join(sorted([*map(plural, groups()), "runs"]))
     assert capsys.readouterr().err == f"dltrain: list modles: no such list; did you mean models? ({names})\n"

@@ -1,6 +1,5 @@
 """List what can be chosen: models, optimizers, activations, data ... and runs."""
 
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 from dltrain.choices import configs_dir, defaults, describe, groups, options, plural
 from dltrain.commands import parse
 from dltrain.commands.help import heading, pairs
-from dltrain.errors import ConfigError, nearest
+from dltrain.errors import ConfigError, must, nearest, show
 from dltrain.report.text import aligned, number, shown
-from dltrain.run import Run
+from dltrain.run import Run, parsed
 from dltrain.run import runs as runs_in
 
 
@@ -40,6 +39,8 @@ def run(words: list[str]) -> int:
         lines = pairs([*rows, ("runs", "what was trained, with status and metric")], width())
     else:
         raise ConfigError(f"list {what}: no such list{nearest(what, [*map(plural, groups()), 'runs'])}")
+    if rest and what not in ("run", "runs"):
+        raise ConfigError(f"{rest[0].partition('=')[0]} must be given to list runs, got {' '.join(['list', *words])}")
     print("\n".join(lines))
     return 0
 
@@ -81,11 +82,13 @@ def _chosen(found: list[tuple[float, Run]], where: str) -> list[tuple[float, Run
     """The runs that have all of some settings."""
     every = [(when, run, _settings(run)) for when, run in found]
     known = {key for _, _, settings in every for key in settings}
-    for word in re.split(r",(?![^\[]*\])", where):
-        key, _, value = word.partition("=")
+    for word in _words(where):
+        key, equals, value = (part.strip() for part in word.partition("="))
+        must(equals != "", "where", "settings with their values, such as model=cnn,seed=0", word)
         if key not in known:
             raise ConfigError(f"where must be a setting of runs, got {word}{nearest(key, known)}")
-        every = [(when, run, settings) for when, run, settings in every if _same(settings.get(key), value)]
+        wanted = _plain(parsed(value))
+        every = [one for one in every if key in one[2] and _plain(parsed(one[2][key])) == wanted]
     return [(when, run) for when, run, _ in every]
 
 
@@ -96,11 +99,31 @@ def _settings(run: Run) -> dict[str, str]:
         return {}
 
 
-def _same(one: str | None, other: str) -> bool:
+def _words(where: str) -> list[str]:
+    """What stands between the commas, but for those in brackets."""
+    found, depth = [""], 0
+    for letter in where:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value such that those that mean the same setting are equal: 1e-1 is text to YAML."""
+    match value:
+        case None | bool():
+            return show(value)
+        case list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {_plain(key): _plain(item) for key, item in value.items()}
     try:
-        return float(one or "") == float(other)
-    except ValueError:
-        return one == other
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
 
 
 def _sorted(found: list[tuple[float, Run]], metric: str) -> list[tuple[float, Run]]:
