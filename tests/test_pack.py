@@ -3,10 +3,12 @@
 import contextlib
 import html
 import io
+import json
 import shlex
 import shutil
 import tarfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,15 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
         path.touch()
     command("pack", "run=outputs/flowers", "out=two.tgz")
     assert Path("one.tar.gz").read_bytes() == Path("two.tgz").read_bytes()
+
+
+def test_what_is_unpacked_is_as_old_as_the_run(tmp_path: Path) -> None:
+    command("pack", "run=flowers", "out=old.tgz")
+    with tarfile.open("old.tgz") as file:
+        file.extractall(tmp_path / "there", filter="data")
+    started = json.loads(Path("outputs/flowers/environment.json").read_text())["started"]
+    [row] = command("list", "runs", f"output_root={tmp_path / 'there'}").splitlines()[1:]
+    assert row.endswith(datetime.fromisoformat(started).strftime("%Y-%m-%d %H:%M"))
 
 
 def test_a_link_is_left_out(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import gzip
 import shlex
 import tarfile
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from dltrain.commands import check_out, parse, written
 from dltrain.errors import must
-from dltrain.run import find
+from dltrain.run import Run, find
 
 # of use to none but who goes on with this run, here: what loggers keep names this machine and its servers
 LEFT_OUT = ("checkpoints", "run.lock", "mlflow.txt", "wandb")
@@ -26,10 +28,12 @@ class Options:
 def run(words: list[str]) -> int:
     """Write the archive, in which is one folder, the run's; the same run gives the same bytes."""
     options = parse(words, Options)
-    folder = find(options.run, options.output_root).bundle.parent
+    found = find(options.run, options.output_root)
+    folder = found.bundle.parent
     out = options.out or f"{folder.name}.tar.gz"
     must(out == "-" or out.endswith((".tar.gz", ".tgz")), "out", "a .tar.gz", out)
     check_out(out)
+    started = _started(found)
     files = [path for path in sorted(folder.rglob("*")) if _packed(path, folder)]
     with (
         written(out, binary=True) as file,
@@ -37,7 +41,8 @@ def run(words: list[str]) -> int:
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for path in files:
-            archive.add(path, f"{folder.name}/{path.relative_to(folder)}", recursive=False, filter=_anonymous)
+            name = f"{folder.name}/{path.relative_to(folder)}"
+            archive.add(path, name, recursive=False, filter=partial(_anonymous, started))
     if out != "-":
         unpack = shlex.join(["tar", "-xzf", Path(out).name])
         print(f"wrote {out} ({len(files):,} files); elsewhere: {unpack} and run={folder.name}")
@@ -50,9 +55,18 @@ def _packed(path: Path, folder: Path) -> bool:
     return path.is_file() and not path.is_symlink() and parts[0] not in LEFT_OUT and not parts[-1].startswith(".")
 
 
-def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without who packed it and when."""
-    info.uid = info.gid = info.mtime = 0
+def _started(run: Run) -> int:
+    """When the run was started, in seconds as files have it; 0 if nobody knows."""
+    try:
+        return max(0, int(datetime.fromisoformat(run.read("environment.json")["started"]).timestamp()))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _anonymous(started: int, info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without who packed it and when: it is as old as the run, by which runs are listed."""
+    info.uid = info.gid = 0
+    info.mtime = started
     info.uname = info.gname = ""
     info.mode = 0o644
     return info
