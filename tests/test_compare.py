@@ -158,6 +158,7 @@ REFUSED = [
     ),
     (["runs=lr*", "metric=test/own"], "direction must be min or max for test/own, which is not known here, got null"),
     (["runs=lr*", "direction=up"], "direction must be min or max, got up"),
+    (["runs=nowhere", "out=x.txt"], "out must be a .csv or a .html, got x.txt"),
     (["runs=lr*", "out=nowhere/x.csv"], "out must be in a folder that exists, got nowhere/x.csv"),
     ([], "runs must be given, as runs=..."),
 ]

@@ -62,6 +62,7 @@ class Variant:
 def run(words: list[str]) -> int:
     """Show the variants, the best first, or write them as a CSV."""
     options = parse(words, Options)
+    must(options.out == "-" or options.out.endswith((".csv", ".html")), "out", "a .csv or a .html", options.out)
     check_out(options.out)
     must(options.direction in (None, "min", "max"), "direction", "min or max", options.direction)
     found = [*{run.folder.resolve(): run for word in options.runs for run in named(word, options.output_root)}.values()]
