@@ -11,6 +11,7 @@ import pytest
 from dltrain.data.content import content_hash
 from dltrain.data.csv import CSV
 from dltrain.data.pca import PCA
+from dltrain.data.scaler import StandardScaler
 from dltrain.errors import ConfigError, DataError, UserError
 
 ROWS = 30
@@ -324,6 +325,57 @@ CASES: dict[str, tuple[str | bytes, dict[str, Any], type[UserError], str]] = {
         ConfigError,
         "data.target_transform=log must go with values above 0, got 0 (houses.csv row 9, column price)",
     ),
+    "huge targets": (
+        table(price=lambda i: (i - 7.5) * 1e300),
+        {"split": {"kind": "time"}},
+        DataError,
+        "houses.csv, column price: the target's numbers, from -7.5e+300 to 1.35e+301, are too large to take mean and"
+        " spread of; divide them",
+    ),
+    "huge targets above 0": (
+        table(price=lambda i: (i + 0.5) * 1e300),
+        {"split": {"kind": "time"}},
+        DataError,
+        "houses.csv, column price: the target's numbers, from 5e+299 to 2.15e+301, are too large to take mean and"
+        " spread of; divide them, or set data.target_transform=log",
+    ),
+    "tiny targets": (
+        table(price=lambda i: (i - 7.5) * 1e-300),
+        {"split": {"kind": "time"}},
+        DataError,
+        "houses.csv, column price: the target's numbers, from -7.5e-300 to 1.35e-299, are too small to take mean and"
+        " spread of; multiply them",
+    ),
+    "huge targets as they are": (
+        table(price=lambda i: (i + 0.5) * 1e38),
+        {"split": {"kind": "time"}, "target_transform": "none"},
+        DataError,
+        "houses.csv row 4, column price: expected a number below 3.4e38 once it is scaled, got 3.5e+38",
+    ),
+    "one huge target among validation rows": (
+        table(price=at(23, 1e300, lambda i: i + 0.5)),
+        {"split": {"kind": "time"}},
+        DataError,
+        "houses.csv row 23, column price: expected a number below 3.4e38 once it is scaled, got 1e+300",
+    ),
+    "huge features": (
+        table(x=lambda i: (i * i % 17 - 7.5) * 1e300),
+        {"split": {"kind": "time"}},
+        DataError,
+        "houses.csv row 23, column x: expected a number below 1e+38, got 5e+299",
+    ),
+    "one huge feature": (
+        table(x=at(5, 1e300, lambda i: i * i % 17 - 7.5)),
+        {"split": {"kind": "time"}, "pipeline": {"standard": StandardScaler}},
+        DataError,
+        "houses.csv row 5, column x: expected a number below 1e+38, got 1e+300",
+    ),
+    "one huge feature among validation rows": (
+        table(x=at(23, 1e300, lambda i: i * i % 17 - 7.5)),
+        {"split": {"kind": "time"}, "pipeline": {"pca": PCA}},
+        DataError,
+        "houses.csv row 23, column x: expected a number below 1e+38, got 1e+300",
+    ),
     "transform": (
         GOOD,
         {"target_transform": "log1p"},
@@ -391,6 +443,14 @@ def test_sentence(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         CSV(**({"path": str(path), "target": "price"} | settings)).load()
     assert (type(raised.value), str(raised.value)) == (kind, sentence)
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_numbers_that_are_not_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "houses.csv"
+    path.write_text(table(x=lambda i: (i * i % 17 - 7.5) * 1e30, price=lambda i: (i * i % 13 - 7.5) * 1e30))
+    data = CSV(path=str(path), target="price", pipeline={"standard": StandardScaler}).load()
+    assert all(rows[name].abs().max() < 9 for rows in (data.train, data.valid) for name in ("features", "target"))
 
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

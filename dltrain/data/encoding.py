@@ -1,5 +1,7 @@
 """Columns of every kind to one float64 matrix, by scikit-learn's imputers and encoders fitted on training rows."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -10,11 +12,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder
 
 from dltrain.data.columns import Column, Place
-from dltrain.errors import DataError
+from dltrain.errors import ConfigError, DataError
 
 LEVELS = 100  # of a category; the rarer ones and those unseen in training share one more
 WORDS = 100  # of a text column
 YEAR = 365.2425
+HUGE = 1e38  # a number beyond it is no float32, and its square soon no float64
 
 
 class Dates(TransformerMixin, BaseEstimator):
@@ -75,6 +78,23 @@ class Encoding:
                 values = transformer.inverse_transform(part) if block == "category" else part[:, : len(columns)]
                 cells |= {c.name: c.cells(v) for c, v in zip(columns, values.T, strict=True)}
         return pd.DataFrame({column.name: cells[column.name] for column in self.columns if column.name in cells})
+
+    def blame(self, frame: pd.DataFrame, place: Place) -> None:
+        """Raise DataError at the first huge number: what steps make of it is said otherwise, or of another column."""
+        for column in self.columns:
+            if column.kind == "number":
+                values = column.values(frame[column.name], place)
+                for position in np.flatnonzero(np.abs(values) > HUGE)[:1]:
+                    raise place.error(position, column.name, f"a number below {HUGE:g}", values[position].item())
+
+    @contextlib.contextmanager
+    def blamed(self, frame: pd.DataFrame, place: Place) -> Iterator[None]:
+        """What steps refuse within is the fault of a huge number, if there is one."""
+        try:
+            yield
+        except ConfigError:
+            self.blame(frame, place)
+            raise
 
     def _values(self, frame: pd.DataFrame, place: Place) -> dict[str, np.ndarray]:
         absent = [column.name for column in self.columns if column.name not in frame.columns]

@@ -60,15 +60,17 @@ class Preparation:
         if not len(frame):
             return torch.zeros(0, *self.shape_in)
         matrix = self.encoding.transform(frame, place)
-        for name, step in self.steps.items():
-            matrix = pipeline.apply(name, step, matrix)
-        return self.fold(matrix, place)
+        with self.encoding.blamed(frame, place):
+            for name, step in self.steps.items():
+                matrix = pipeline.apply(name, step, matrix)
+        return self.fold(matrix, frame, place)
 
-    def fold(self, matrix: np.ndarray, place: Place) -> Tensor:
+    def fold(self, matrix: np.ndarray, frame: pd.DataFrame, place: Place) -> Tensor:
         """float64 (rows, n) to float32 (rows, *shape_in); raises DataError at a number that float32 cannot hold."""
         with np.errstate(over="ignore"):
             single = np.ascontiguousarray(matrix, np.float32)
         if not np.isfinite(single).all():
+            self.encoding.blame(frame, place)
             row = int(np.argmax(~np.isfinite(single).all(axis=1)))
             raise DataError(
                 f"{place.source} row {place.row(row)}: expected features below 3.4e38"

@@ -70,7 +70,7 @@ class Table:
         kinds = self._kinds(train)
         preparation, features, said = self._fit(train, goal, kinds)
         rows = {name: self._rows(piece, preparation) for name, piece in pieces.items() if name != "train"}
-        rows["train"] = self._rows(train, preparation, preparation.fold(features, train.place))
+        rows["train"] = self._rows(train, preparation, preparation.fold(features, train.frame, train.place))
         three = {name: rows[name] for name in ("train", "valid", "test")}
         description = describe(
             train.frame, kinds, preparation, three, {**content, "dropped_rows": dropped, "split": self.split}
@@ -206,9 +206,10 @@ class Table:
         n_in = features.shape[1]
         steps = pipeline.build(self.pipeline, self.shape, self.split.seed)
         codes = goal.encode(train.frame, train.place.source, train.place.rows).double().numpy()
-        features, said = pipeline.fit(
-            steps, features, codes[:, 0] if codes.ndim == 2 and codes.shape[1] == 1 else codes
-        )
+        with encoding.blamed(train.frame, train.place):
+            features, said = pipeline.fit(
+                steps, features, codes[:, 0] if codes.ndim == 2 and codes.shape[1] == 1 else codes
+            )
         shape = pipeline.folded(self.shape, steps, n_in, features.shape[1])
         return Preparation(encoding, steps, shape, goal, list(self.id), self.weight, self.reading), features, said
 

@@ -64,7 +64,12 @@ class Target:
                 return torch.zeros(len(frame), 0)
             case "number":
                 values = np.stack([present(frame[name], place) for name in self.names], axis=1)
-                return torch.from_numpy(self._standardised(values, place).astype(np.float32))
+                with np.errstate(over="ignore"):
+                    scaled = self._standardised(values, place).astype(np.float32)
+                for row, column in np.argwhere(~np.isfinite(scaled))[:1]:
+                    expected = "a number below 3.4e38 once it is scaled"
+                    raise place.error(row, self.names[column], expected, values[row, column].item())
+                return torch.from_numpy(scaled)
             case "classes":
                 return torch.from_numpy(self._codes(frame[self.names[0]], self.classes, place))
             case _:
@@ -250,9 +255,23 @@ def fit_numbers(frame: pd.DataFrame, names: tuple[str, ...], place: Place, trans
     if transform == "none":
         mean, scale = np.zeros(len(names)), np.ones(len(names))
     else:
-        mean = values.mean(axis=0)
-        scale = values.std(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = values.mean(axis=0), values.std(axis=0)
+        for column in np.flatnonzero(~(np.isfinite(mean) & np.isfinite(scale) & (scale > 0)))[:1]:
+            raise unscaled(place, names[column], values[:, column])
     return Target("number", names, transform=transform, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()))
+
+
+def unscaled(place: Place, name: str, values: np.ndarray) -> DataError:
+    """The sentence about numbers whose spread float64 cannot hold."""
+    low, high = values.min(), values.max()
+    large = max(abs(low), abs(high)) > 1
+    what, do = ("large", "divide them") if large else ("small", "multiply them")
+    log = ", or set data.target_transform=log" if low > 0 else ""
+    return DataError(
+        f"{place.source}, column {name}: the target's numbers, from {low:g} to {high:g}, are too {what}"
+        f" to take mean and spread of; {do}{log}"
+    )
 
 
 def fit_classes(series: pd.Series, place: Place) -> Target:
