@@ -167,6 +167,13 @@ def test_a_run_is_repeated_on_as_many_threads_as_it_had() -> None:
     assert causes(lines) == {}
 
 
+def test_more_epochs_are_told_apart() -> None:
+    code, lines = reproduce("run=table", "epochs=5")
+    assert code == 1
+    assert "equal to the bit in 12 steps, different after them" in lines
+    assert "outputs/table has 12 steps, outputs/reproduced/table 20" in lines
+
+
 def test_another_seed_is_named() -> None:
     code, lines = reproduce("run=table", "seed=1")
     assert code == 1

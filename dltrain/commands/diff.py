@@ -11,7 +11,7 @@ from dltrain.errors import show
 from dltrain.fingerprint.compared import compare
 from dltrain.fingerprint.file import read
 from dltrain.report.text import aligned, number, shown
-from dltrain.run import GROUPS, Config, Run, compared, find
+from dltrain.run import GROUPS, MEMBERS, Config, Run, compared, find
 
 HOW = (
     "trainer",
@@ -109,23 +109,31 @@ def verdict(mine: Run, other: Run) -> tuple[bool, list[str]]:
     if compared is None:
         if all(ended) and weights[0] == weights[1] and not said:
             return True, ["equal to the bit: the weights and the scores (of the steps nothing is recorded)"]
-        lacking = [run.name for run, moves in zip((mine, other), taken, strict=True) if moves is None]
-        why = f"{' and '.join(lacking)} has no fingerprint" if lacking else "they have no step in common"
+        lacking = [run for run, moves in zip((mine, other), taken, strict=True) if moves is None]
+        why = _without(lacking) if lacking else "they have no step in common"
         return False, ["different", f"at which step is not known: {why}", *said]
+    names = [str(run.folder) if mine.name == other.name else run.name for run in (mine, other)]
     steps = f"{compared.steps:,} step{'s' * (compared.steps != 1)}"
     if compared.began:
         said.append(f"before step {compared.began:,} nothing is recorded of one of them")
     if compared.lengths[0] != compared.lengths[1]:
-        said.append(f"{mine.name} has {compared.lengths[0]:,} steps, {other.name} {compared.lengths[1]:,}")
-    for run, together in zip((mine, other), compared.together, strict=True):
+        said.append(f"{names[0]} has {compared.lengths[0]:,} steps, {names[1]} {compared.lengths[1]:,}")
+    for name, together in zip(names, compared.together, strict=True):
         if together:
-            said.append(f"{together:,} steps of {run.name} were taken together with other runs, which rounds otherwise")
+            said.append(f"{together:,} steps of {name} were taken together with other runs, which rounds otherwise")
     if compared.first is None:
         if compared.equal and weights[0] == weights[1] and not said:
             return True, [f"equal to the bit: {steps}{', the weights and the scores' if all(ended) else ''}"]
         return False, [f"equal to the bit in {steps}, different after them", *said]
     within = [f"equal within {number(compared.apart)}: the losses of {steps}"] if compared.close else []
     return False, [*within, f"first different step: {compared.told()}", *said]
+
+
+def _without(lacking: list[Run]) -> str:
+    """Which runs have no fingerprint, and why, where they are ensembles."""
+    made = any((run.folder / MEMBERS).is_dir() for run in lacking)
+    has = "has" if len(lacking) == 1 else "have"
+    return f"{' and '.join(run.name for run in lacking)} {has} no fingerprint{': ensembles are not trained' * made}"
 
 
 def _scores(mine: Run, other: Run) -> list[str]:
