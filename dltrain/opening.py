@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dltrain.data.content import content_hash, file_sha256
 from dltrain.environment import environment
-from dltrain.errors import ConfigError, DiskError, must, nearest
+from dltrain.errors import ConfigError, DiskError, must, nearest, show
 from dltrain.run import (
     ELSEWHERE,
     FORMAT,
@@ -225,7 +225,7 @@ def _same(run: Run, new: Config, what: Config, name: str) -> None:
         side["model"] = {key: value for key, value in side["model"].items() if key not in files}
     content = " or ".join(["data.path", *(f"model.{key}" for key in files)])
     changed = list(differences(before, after)) or [(f"the content of {content}", "another", "changed")]
-    shown = "; ".join(f"{key} was {old}, now {now}" for key, old, now in changed[:5])
+    shown = "; ".join(f"{key} was {show(old)}, now {show(now)}" for key, old, now in changed[:5])
     more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
     raise ConfigError(f"name must be free or of the same settings, got {name}, a run in which {shown}{more}")
 

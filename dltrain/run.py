@@ -335,17 +335,18 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str
         yield prefix.rstrip("."), before, after
 
 
-def find(word: str, root: str = "outputs", setting: str = "run") -> Run:
+def find(word: str, root: str = "outputs", setting: str = "run", sweeps: Collection[str] | None = None) -> Run:
     """A run by its folder, a unique prefix of its name, `last` or `best`; raises ConfigError if there is none.
 
-    The last run to begin with is one that is finished: the run that begins with it is a run as well.
+    The last run to begin with is one that is finished: the run that begins with it is a run as well. `sweeps` could
+    have been named in its place.
     """
     given = Path(word).expanduser()
     if given.is_dir() and (given / "config.yaml").is_file():
         return Run(given.resolve())
     there = runs(root)
     if word in ("last", "best"):
-        any_will_do = word == "last" and setting == "run"
+        any_will_do = word == "last" and setting in ("run", "runs")
         ended = there if any_will_do else [run for run in there if run.result().get("status") == "finished"]
         picked = _last(ended) if word == "last" else _best(ended)
         if picked is None:
@@ -361,7 +362,9 @@ def find(word: str, root: str = "outputs", setting: str = "run") -> Run:
         raise ConfigError(f"{setting} must be the beginning of one name, got {word}, which begins {names}")
     if given.is_dir():
         raise ConfigError(f"{setting} must be a run folder, got {word}, which has no config.yaml")
-    raise ConfigError(f"{setting} must be a run in {root}, got {word}{nearest(word, [run.name for run in there])}")
+    what = "a run" if sweeps is None else "a run or a sweep"
+    tail = nearest(word, [*(run.name for run in there), *(sweeps or ())])
+    raise ConfigError(f"{setting} must be {what} in {root}, got {word}{tail}")
 
 
 def is_default(root: Path) -> bool:

@@ -151,7 +151,7 @@ def test_runs_that_are_not_finished_are_counted() -> None:
 
 REFUSED = [
     (["runs=no*"], "runs must be patterns that match a run in outputs, got no*"),
-    (["runs=nowhere"], "run must be a run in outputs, got nowhere"),
+    (["runs=nowhere"], "runs must be a run or a sweep in outputs, got nowhere"),
     (
         ["runs=lr*", "metric=test/x"],
         "metric must be one that every run has, got test/x, not in lr0.001-0; did you mean",
@@ -167,6 +167,13 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "sentence"), REFUSED)
 def test_what_is_refused(words: list[str], sentence: str) -> None:
     assert refused(*words).startswith(sentence)
+
+
+def test_a_misspelt_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweeps" / "first").mkdir(parents=True)
+    (tmp_path / "sweeps" / "first" / "trials.jsonl").touch()
+    said = refused("runs=frist", f"output_root={tmp_path}")
+    assert said == f"runs must be a run or a sweep in {tmp_path}, got frist; did you mean first? (first)"
 
 
 def listed(*words: str) -> list[str]:

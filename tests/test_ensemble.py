@@ -492,12 +492,13 @@ REFUSED = [
     (["runs=number-0"], "runs must be two finished runs or more, got [number-0]"),
     (["runs=number-0,number-0"], "runs must be two finished runs or more, got [number-0]"),
     (["runs=nobody-*"], "runs must be patterns that match a run in outputs, got nobody-*"),
-    (["runs=nobody"], "run must be a run in outputs, got nobody"),
+    (["runs=nobody"], "runs must be a run or a sweep in outputs, got nobody"),
     (
         ["runs=number-*", "method=gready"],
         "method must be one of greedy, average, stack, got gready; did you mean greedy?",
     ),
-    (["runs=number-*", "metric=accuracy"], "monitor must be a metric of numbers, got accuracy"),
+    (["runs=number-*", "metric=accuracy"], "metric must be a metric of numbers, got accuracy"),
+    (["runs=number-*", "metric=mea"], "metric must be a metric of numbers, got mea; did you mean mae? (loss, mae, r"),
     (["runs=number-*", "epochs=3"], "epochs: no such setting"),
     (["folds=1"], "folds must be a whole number of at least 2, got 1"),
     (["folds=two"], "folds must be a whole number, got two"),
@@ -525,6 +526,30 @@ def test_what_is_refused(words: list[str], sentence: str, trained: Callable[[str
     before = {path.name for path in Path("outputs").iterdir()}
     assert refused("ensemble", *words).startswith(sentence)
     assert {path.name for path in Path("outputs").iterdir()} == before
+
+
+def test_two_ensembles(trained: Callable[[str], list[Trained]]) -> None:
+    trained("number")
+    made("runs=number-*", "method=average", name="alike")
+    made("runs=number-*", name="picked")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert cli.run(["diff", "alike", "picked"]) == 1
+        assert cli.run(["diff", "number-0", "picked"]) == 1
+    assert "is not known: alike and picked have no fingerprint: ensembles are not trained\n" in said.getvalue()
+    assert "is not known: picked has no fingerprint: ensembles are not trained\n" in said.getvalue()
+
+
+def test_a_name_of_another_ensemble_shows_settings_as_they_are_typed(
+    trained: Callable[[str], list[Trained]],
+) -> None:
+    trained("number")
+    words = ("data=csv", "data.path=number.csv", "data.target=y", "data.id=client", "model=linear", "epochs=1")
+    command("ensemble", "folds=2", *words, "name=folded")
+    said = refused("ensemble", "runs=number-*", "name=folded")
+    assert said.startswith("name must be free or of the same settings, got folded, a run in which ")
+    assert "null" in said
+    assert "None" not in said
 
 
 def test_runs_of_other_rows_are_refused(trained: Callable[[str], list[Trained]]) -> None:

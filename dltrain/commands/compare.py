@@ -98,7 +98,7 @@ def named(word: str, root: str) -> Iterator[Run]:
         must(bool(matching), "runs", f"patterns that match a run in {base or '.'}", word)
         yield from matching
     else:
-        yield find(word, root)
+        yield find(word, root, "runs", [path.parent.name for path in home.glob("sweeps/*/trials.jsonl")])
 
 
 def _variants(runs: Sequence[Run], metric: str) -> list[Variant]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dltrain.bundle import Model, save_ensemble
 from dltrain.data.rows import Rows
 from dltrain.ensembles.weighing import METHODS, Cost, crossed, quick
-from dltrain.errors import must
+from dltrain.errors import ConfigError, must
 from dltrain.reading import Views
 from dltrain.run import Config
 from dltrain.tasks.ensemble import Ensemble
@@ -52,7 +52,10 @@ def weighed(
     rows = views.rows("valid")
     _check_targets(views)
     lead = _together([Model.load(bundles[0], trust)], views.some([0])).first
-    monitor = lead.monitor(None if metric == "loss" else metric)  # the loss is of outputs, which have no mean
+    try:
+        monitor = lead.monitor(None if metric == "loss" else metric)  # the loss is of outputs, which have no mean
+    except ConfigError as error:  # of what was typed as metric, not as the monitor of a run
+        raise ConfigError(f"metric{str(error).removeprefix('monitor')}") from None
     found = [
         _predictions(Model.load(bundle, trust), views.each[view].valid)
         for bundle, view in zip(bundles, views.of, strict=True)
