@@ -281,7 +281,7 @@ def test_a_sweep_trains_every_combination(train: Recorder, here: Path, capsys: p
     for config, typed_words in train.calls:
         assert config["name"] is None  # the name is the sweep's
         assert config["data"]["path"] == "a,b (1).csv"
-        own = {"name": None, "sweep": config["sweep"]}
+        own = {"name": None, "sweep": config["sweep"], "report": False}  # the sweep has one
         assert {**compose(typed_words), **own} == config  # what resume will compose again
     folder = here / "outputs/sweeps/two"
     lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
