@@ -175,7 +175,7 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def compared(runs: Sequence[Run]) -> list[dict[str, str]]:
+def told_apart(runs: Sequence[Run]) -> list[dict[str, str]]:
     """The settings of several runs, without those that go with the seed in all of them, as that of a split may."""
     every = [run.settings() for run in runs]
     others = {key for one in every for key, value in one.items() if key.endswith(".seed") and value != one["seed"]}

@@ -17,7 +17,7 @@ from dltrain.commands.list import width
 from dltrain.errors import ConfigError, must, nearest, real
 from dltrain.lines import read_lines
 from dltrain.report.text import aligned, clock, number, shown
-from dltrain.run import Run, compared, find
+from dltrain.run import Run, find, told_apart
 
 KNOWN = {"loss": "min", "rmse": "min", "mae": "min", "log_loss": "min", "calibration_error": "min", "mse": "min"}
 KNOWN |= dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "r2"), "max")
@@ -103,7 +103,7 @@ def named(word: str, root: str) -> Iterator[Run]:
 
 def _variants(runs: Sequence[Run], metric: str) -> list[Variant]:
     """Runs by the settings in which they differ; raises ConfigError if one does not know the metric."""
-    every = [{key: value for key, value in one.items() if key != "seed"} for one in compared(runs)]
+    every = [{key: value for key, value in one.items() if key != "seed"} for one in told_apart(runs)]
     keys = [
         key for key in dict.fromkeys(key for one in every for key in one) if len({one.get(key) for one in every}) > 1
     ]

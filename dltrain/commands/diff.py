@@ -11,7 +11,7 @@ from dltrain.errors import show
 from dltrain.fingerprint.compared import compare
 from dltrain.fingerprint.file import read
 from dltrain.report.text import aligned, number, shown
-from dltrain.run import GROUPS, MEMBERS, Config, Run, compared, find
+from dltrain.run import GROUPS, MEMBERS, Config, Run, find, told_apart
 
 HOW = (
     "trainer",
@@ -59,7 +59,7 @@ def table(names: list[str], found: list[list[str]]) -> list[str]:
 
 def differing(mine: Run, other: Run) -> list[list[str]]:
     """What is known to differ about two runs: its name, and both values. Settings first, then content, then how."""
-    settings = [{k: v for k, v in one.items() if not _place(k)} for one in compared((mine, other))]
+    settings = [{k: v for k, v in one.items() if not _place(k)} for one in told_apart((mine, other))]
     chosen = {key for key in settings[0] if key in GROUPS and settings[0][key] != settings[1].get(key)}
     found = [
         [key, *(side.get(key, "-") for side in settings)]
