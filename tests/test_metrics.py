@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as reference
 
 from dltrain.errors import ConfigError
-from dltrain.metrics import NAMES, best_threshold, check_monitor, default_monitor, direction, names, score
+from dltrain.metrics import NAMES, best_threshold, check_monitor, default_monitor, direction, names, score, score_each
 
 torch.set_num_threads(1)
 
@@ -57,6 +57,18 @@ def test_classes_agree_with_scikit_learn(n_classes):
     }
     close(score(target("classes"), p, truth), expected)
     assert set(expected) == set(NAMES["classes"])
+
+
+def test_areas_of_several_with_ties_agree_with_scikit_learn():
+    """Ties within a class and across classes and predictions, which lie side by side in memory."""
+    each = torch.stack([draw(90, 4, seed=k).softmax(1) for k in range(4)])
+    each[1] = (each[1] * 10).round() / 10
+    each[2] = 0.25
+    each[3] = torch.eye(4)[torch.arange(90) % 4]
+    truth = draw(90, 4).argmax(1)
+    for p, found in zip(each, score_each(target("classes"), each, truth), strict=True):
+        areas = [reference.roc_auc_score(truth == k, p[:, k].numpy()) for k in range(4)]
+        assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.2])

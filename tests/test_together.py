@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import Trained, working
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +23,7 @@ from dltrain import assembly, bundle, worker
 from dltrain.commands.train import train
 from dltrain.compose import compose
 from dltrain.together import lockstep
+from dltrain.together.draws import Draws
 from dltrain.together.groups import fits, groups
 from dltrain.together.numbers import Disagree, Varied
 from dltrain.together.train import train_together
@@ -412,3 +414,35 @@ def test_numbers_of_each() -> None:
     assert float(number) != float(number)  # who takes it for one number has none
     with pytest.raises(Disagree):
         assert number > 1
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("classes", [3, 40])  # few and many
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_of_members_is_torchs(weighted: bool, soft: bool, classes: int, reduction: str) -> None:
+    """Its values and its gradients, of each member with a share of smoothing of its own, or the same for all."""
+    n, rows = 4, 7
+    output, target = torch.randn(n, rows, classes, dtype=torch.float64), torch.randint(classes, (n, rows))
+    target = torch.rand(n, rows, classes, dtype=torch.float64).softmax(2) if soft else target
+    weight = torch.rand(classes, dtype=torch.float64) if weighted else None
+    shares = [0.0, 0.1, 0.1, 0.4]
+    for share, each in ((0.0, [0.0] * n), (0.2, [0.2] * n), (Varied.of(shares), shares)):
+        draws = Draws([torch.Generator()] * n)
+
+        def one(output: Tensor, target: Tensor, member: Tensor, share: float = share, draws: Draws = draws) -> Tensor:
+            draws.members = member
+            return F.cross_entropy(output, target, weight, reduction=reduction, label_smoothing=share)
+
+        mine, alone = output.clone().requires_grad_(), output.clone().requires_grad_()
+        with draws:
+            found = torch.func.vmap(one)(mine, target, torch.arange(n))
+        wanted = torch.stack(
+            [
+                F.cross_entropy(alone[k], target[k], weight, reduction=reduction, label_smoothing=each[k])
+                for k in range(n)
+            ]
+        )
+        (found.square().sum() + wanted.square().sum()).backward()
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine.grad, alone.grad, rtol=1e-12, atol=1e-12)

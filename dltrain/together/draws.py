@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dltrain.together.numbers import Function, Numbers, Varied
 
+FEW = 32  # classes, up to which one log_softmax is faster over another dimension
+
 
 class Given(torch.autograd.Function):
     """A tensor (members, ...) that comes from outside, one row a member, within vmap."""
@@ -86,17 +88,36 @@ class Draws(Numbers):
         mask = self.each(x.shape, x, lambda row, generator: row.bernoulli_(next(shares), generator=generator))
         return x * (mask / (self.tensor(stays, x) if isinstance(stays, Varied) else stays))
 
-    def cross_entropy(self, output: Tensor, target: Tensor, weight: Tensor | None = None, **given: Any) -> Tensor:
-        """Smoothing by a share of each member: torch takes one share alone."""
-        share = given.pop("label_smoothing", 0.0)
-        if not isinstance(share, Varied):
-            return F.cross_entropy(output, target, weight, label_smoothing=share, **given)
-        certain = F.cross_entropy(output, target, weight, **given)
-        unlikely = -output.log_softmax(1)
-        spread = (unlikely if weight is None else unlikely * weight).sum(1) / output.shape[1]
-        spread = spread.sum() if given.get("reduction") == "sum" else spread
-        share = self.tensor(share, output)
-        return (1 - share) * certain + share * spread
+    def cross_entropy(
+        self,
+        output: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        **given: Any,
+    ) -> Tensor:
+        """As torch's, but for two things: smoothing may be by a share of each member, and few classes take less time.
+
+        log_softmax over a short last dimension takes eight times as long as over any other.
+        """
+        share, varied = label_smoothing, type(label_smoothing) is Varied
+        short = output.ndim == 2 and (varied or output.shape[1] <= FEW)
+        if not short or reduction == "mean" or ignore_index != -100:
+            given |= {"reduction": reduction, "label_smoothing": share, "ignore_index": ignore_index}
+            return F.cross_entropy(output, target, weight, **given)
+        unlikely = -output.t().contiguous().log_softmax(0).t()
+        unlikely = unlikely if weight is None else unlikely * weight
+        if target.is_floating_point():
+            rows = (unlikely * target).sum(1)
+        else:
+            rows = unlikely.gather(1, target.unsqueeze(1)).squeeze(1)
+        if varied or share:
+            by = self.tensor(share, output) if isinstance(share, Varied) else share
+            rows = (1 - by) * rows + by * unlikely.mean(1)
+        return rows.sum() if reduction == "sum" else rows
 
 
 def _shape(size: tuple) -> Sequence[int]:

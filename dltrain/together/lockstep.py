@@ -21,7 +21,7 @@ MEMBERS = 6  # from which on a step of a stack takes less than theirs one by one
 PARAMETERS = 2**15  # of a network, up to which moving those of many at once is faster
 OPERATIONS = 15_000_000  # of a member in a step, up to which products of many small matrices are faster (MLPs, CNNs)
 NUMBERS = 2**20  # parameters of all members of a stack: with more, they leave a core's cache between two steps
-PAUSE = 0.5  # seconds between two looks at the clock and at signals, which all members take
+PAUSE = 1.0  # seconds between two looks at the clock and at signals, which all members take
 UNKNOWN = (Disagree, RuntimeError, NotImplementedError, ValueError, UserWarning)  # what torch.func makes of the rest
 STEP = 2  # number of those, at which nobody looks at a network's health
 
