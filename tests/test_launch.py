@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from launches import DDP, OURS, SMALL, Started, epochs, folders, launch, saved, weights
 from runs import launch as train_here
 from runs import working
@@ -69,6 +70,21 @@ def test_a_rank_that_may_not_be_started_again(alone: str, tmp_path: Path) -> Non
     assert len(lines) <= LONG
     assert run.result["status"] == "failed"
     assert epochs(finishes(tmp_path, RESUME, 7, alone).out) == [2]
+
+
+def test_a_run_of_two_processes_goes_on_as_one(alone: str, tmp_path: Path) -> None:
+    """What was typed for the trainer before says nothing of one that has no such setting."""
+    typed = ("trainer.max_restarts=0", "trainer.save_every=7steps")
+    code, run = launch(tmp_path, *on("ddp", *typed), DLTRAIN_FAULT="batch@1:kill:10")
+    assert code == 128 + signal.SIGKILL, run.said
+    run = finishes(tmp_path, [*RESUME, "trainer=single"], 7, alone)
+    assert run.result["processes"] == 1
+    config = yaml.safe_load((run.run / "config.yaml").read_text())
+    assert config["trainer"]["save_every"] == "7steps"
+    assert "devices" not in config["trainer"]
+    code, run = launch(tmp_path, *RESUME, "trainer=single", "trainer.devices=2")
+    assert code == 2
+    assert "trainer.devices: no such setting of trainer=single" in run.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dltrain.fingerprint import file as fingerprint
 from dltrain.launch import led, processes
 from dltrain.opening import digest, identity, opened
 from dltrain.run import WHERE, Config, Run, differences, find, locked
+from dltrain.settings import leaves
 
 
 @dataclass
@@ -33,23 +34,35 @@ def run(words: list[str]) -> int:
     recheck(config)
     if "sweep" in config:  # who continues a trial that was pruned wants it whole
         config["sweep"] = {**config["sweep"], "of": None}
-    new = _overridden(found, config, overrides)
+    typed, new = overrides, config
+    if overrides:
+        typed = [*_kept(found.words(), overrides), *overrides]
+        new = _overridden(config, found.words(), typed)
     n = processes(new)
     with led(new) as leads:
         if leads and new["epochs"] == config["epochs"]:
             with locked(found):
                 go(found, found.name, new)
         elif leads:
-            _extend(found, new, overrides, n)
+            _extend(found, new, typed, n)
     return 0
 
 
-def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:
-    """The run's config with what may be changed; raises ConfigError naming what would change the mathematics."""
-    if not overrides:
-        return config
-    typed = found.words()
-    before, after = compose(typed), compose([*typed, *overrides])
+def _kept(words: list[str], overrides: list[str]) -> list[str]:
+    """The words of a run but for settings that what is chosen in place of it does not have.
+
+    trainer=single has no trainer.devices, which were typed for trainer=ddp.
+    """
+    chosen = {word.partition("=")[0] for word in overrides} & {*WHERE}
+    settings = {word: word.lstrip("+~").partition("=")[0] for word in words}
+    about = [word for word, key in settings.items() if "." in key and key.split(".")[0] in chosen]
+    there = dict(leaves(compose([*(word for word in words if word not in about), *overrides]))) if about else {}
+    return [word for word in words if word not in about or settings[word] in there]
+
+
+def _overridden(config: Config, words: list[str], others: list[str]) -> Config:
+    """The run's config with what other words than its own change; raises ConfigError for what changes mathematics."""
+    before, after = compose(words), compose(others)
     for setting, old, new in differences(before, after):
         group = setting.split(".")[0]
         if group not in (*WHERE, "choices", "epochs"):
@@ -61,7 +74,7 @@ def _overridden(found: Run, config: Config, overrides: list[str]) -> Config:
     return {**config, **moved, "epochs": after["epochs"], "choices": {**config["choices"], **after["choices"]}}
 
 
-def _extend(found: Run, new: Config, overrides: list[str], n: int) -> None:
+def _extend(found: Run, new: Config, words: list[str], n: int) -> None:
     """A new run of more epochs, started from a copy of the checkpoints."""
     from dltrain.build import Builder
 
@@ -72,7 +85,7 @@ def _extend(found: Run, new: Config, overrides: list[str], n: int) -> None:
     if new["epochs"] <= done:
         raise ConfigError(f"epochs must be more than the {done} of run {found.name}, got {new['epochs']}")
     beside = {"name": None, "output_root": str(found.folder.parent)}
-    with opened({**new, **beside}, [*found.words(), *overrides], n) as (run, name, config):
+    with opened({**new, **beside}, words, n) as (run, name, config):
         if run.folder.name != name:  # it has not been started before
             with locked(found):  # its checkpoints come and go while another process trains it
                 _copy(found, run)
