@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+DETERMINE = ("python", "platform", "processor", "versions", "source")  # what the bits of a run may depend on
+
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit and command, for whoever wants to know later."""

@@ -13,7 +13,7 @@ from importlib import util
 from pathlib import Path
 
 from dltrain.data.content import content_hash, file_sha256
-from dltrain.environment import environment
+from dltrain.environment import DETERMINE, environment
 from dltrain.errors import ConfigError, DiskError, must, nearest, show
 from dltrain.run import (
     ELSEWHERE,
@@ -200,6 +200,14 @@ def _fill(run: Run, config: Config, words: list[str], what: Config) -> None:
         else:
             shutil.copytree(path.parent, run.source / "model")
             shutil.copy2(path.parent.parent / "config.yaml", run.source)
+
+
+def goes_on(run: Run, config: Config) -> None:
+    """Record what a run goes on with: its config, and what it is trained in where that is not what it was."""
+    run.record(config)
+    (begun, *later), here = run.environments(), environment()
+    if begun and any([begun, *later][-1].get(key) != here[key] for key in DETERMINE):
+        run.write("environment.json", begun | {"continued": [*later, here]})
 
 
 def absolute(data: Config) -> Config:

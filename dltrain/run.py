@@ -143,6 +143,12 @@ class Run:
         result = self.read("result.json")
         return result if all(KINDS[key](value) for key, value in result.items() if key in KINDS) else {}
 
+    def environments(self) -> list[Config]:
+        """What the run began in, and what it went on in where that was another, in turn."""
+        begun = self.read("environment.json")
+        later = begun.get("continued")
+        return [begun, *(one for one in later if isinstance(one, dict))] if isinstance(later, list) else [begun]
+
     def read(self, name: str) -> Config:
         """What a JSON file says; {} if there is none that can be read."""
         try:

@@ -144,6 +144,27 @@ def test_one_changed_version_is_named(key: str, old: str, tmp_path: Path) -> Non
     assert found[key][0] == old
 
 
+def test_a_run_that_went_on_under_another_version_tells(server: Server, tmp_path: Path) -> None:
+    """Once for each that was another than the one before, and no more."""
+    shutil.copy("rows.csv", tmp_path)
+    words, run = [*CSV, "name=turns", "trainer.save_every=1steps"], tmp_path / "outputs/turns"
+    assert server.run(words, tmp_path, FAULT="saved:kill:3")[0] == -signal.SIGKILL
+    path = run / "environment.json"
+    begun = json.loads(path.read_text())
+    here = begun["versions"]["torch"]
+    begun["versions"]["torch"] = "2.11.0"
+    path.write_text(json.dumps(begun))
+    for _ in range(2):
+        assert server.run(["resume", "run=turns"], tmp_path, FAULT="saved:kill:1")[0] == -signal.SIGKILL
+    assert server.run(["resume", "run=turns"], tmp_path)[0] == 0
+    told = json.loads(path.read_text())
+    assert {key: told[key] for key in begun} == begun
+    assert [one["versions"]["torch"] for one in told["continued"]] == [here]
+    code, lines = reproduce(f"run={run}")
+    assert code == 0
+    assert causes(lines)["torch"] == (f"2.11.0, then {here}", here)
+
+
 def test_dltrains_own_code_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dltrain.environment._source", lambda: "ab" * 32)
     code, lines = reproduce("run=table")

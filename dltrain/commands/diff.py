@@ -21,6 +21,7 @@ HOW = (
     "compile",
     "deterministic",
 )  # of a result: how it came about
+UNDER = {"python": "python", "platform": "platform", "processor": "processor", "source of dltrain": "source"}
 
 
 @dataclass
@@ -73,15 +74,15 @@ def differing(mine: Run, other: Run) -> list[list[str]]:
 
 def surroundings(run: Run) -> dict[str, str]:
     """What else than settings determines what a run comes to, as far as it is recorded."""
-    environment, data, result = run.read("environment.json"), run.read("data.json"), run.result()
-    found: Config = {f"content of {key}": value for key, value in _table(environment, "content").items()}
+    environments, data, result = run.environments(), run.read("data.json"), run.result()
+    found = {f"content of {key}": [value] for key, value in _table(environments[0], "content").items()}
     if "content of data.path" not in found:
-        found["content of data"] = data.get("content_hash")
-    found |= _table(environment, "versions") | {
-        key: environment.get(key) for key in ("python", "platform", "processor")
-    }
-    found |= {"source of dltrain": environment.get("source")} | {key: result.get(key) for key in HOW}
-    return {key: show(value) for key, value in found.items() if value is not None}
+        found["content of data"] = [data.get("content_hash")]
+    under = [_table(one, "versions") | {key: one.get(name) for key, name in UNDER.items()} for one in environments]
+    found |= {key: [one.get(key) for one in under] for key in under[0]}
+    found |= {key: [result.get(key)] for key in HOW}
+    told = {key: [show(value) for value in each if value is not None] for key, each in found.items()}
+    return {key: ", then ".join(dict.fromkeys(each)) for key, each in told.items() if each}
 
 
 def _table(content: Config, key: str) -> Config:
@@ -95,8 +96,8 @@ def _place(setting: str) -> bool:
 
 
 def _short(value: str) -> str:
-    """A value, or the beginning of a hash."""
-    return value[:12] if re.fullmatch(r"[0-9a-f]{64}", value) else value
+    """A value, of hashes no more than the beginning."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", value)
 
 
 def verdict(mine: Run, other: Run) -> tuple[bool, list[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dltrain.commands import report
 from dltrain.launch import led, processes, start
-from dltrain.opening import opened
+from dltrain.opening import goes_on, opened
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 
@@ -42,7 +42,7 @@ def go(run: Run, name: str, config: Config) -> None:
 def _train(run: Run, name: str, config: Config, terminal: Terminal) -> None:
     choices = config["choices"]
     terminal.opening(f"{name}  data={choices['data']} model={choices['model']} trainer={choices['trainer']}")
-    run.record(config)
+    goes_on(run, config)
     result = start(run, name, config, terminal)  # torch, scikit-learn and pandas: the first words are on the screen
     if result.get("status") == "pruned":
         terminal.stopped(f"pruned at epoch {result['epochs']}: {result['reason']}; {run.command('resume')} goes on")

@@ -11,7 +11,7 @@ from dltrain.build import Builder
 from dltrain.data.rows import Data
 from dltrain.distributed import Single
 from dltrain.errors import Stopped, UserError, of_disk, tell
-from dltrain.opening import opened
+from dltrain.opening import goes_on, opened
 from dltrain.report.terminal import Terminal
 from dltrain.run import Config, Run
 from dltrain.together.lockstep import Member, walk
@@ -96,7 +96,7 @@ class Group:
         if run.result().get("status") == "finished":
             return None
         if run.folder.name == name:
-            run.record(config)
+            goes_on(run, config)
         settings, builder = parts(config)
         quiet = Quiet(self.terminal, name, self.said)
         data = self.read(run, config, builder, trainer, quiet)
