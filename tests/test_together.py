@@ -446,3 +446,15 @@ def test_cross_entropy_of_members_is_torchs(weighted: bool, soft: bool, classes:
         (found.square().sum() + wanted.square().sum()).backward()
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(mine.grad, alone.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_smoothing_of_each_is_never_left_out() -> None:
+    """Torch takes a share that is not a number for none."""
+    draws = Draws([torch.Generator()] * 2)
+    output, target = torch.randn(2, 5, 3), torch.randint(3, (2, 5))
+    share = Varied.of([0.1, 0.2])
+    for given in ({"reduction": "mean"}, {"reduction": "sum", "ignore_index": 0}):
+        with draws, pytest.raises(Disagree):
+            torch.func.vmap(lambda x, y, given=given: F.cross_entropy(x, y, label_smoothing=share, **given))(
+                output, target
+            )

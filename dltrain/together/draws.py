@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dltrain.together.numbers import Function, Numbers, Varied
+from dltrain.together.numbers import Disagree, Function, Numbers, Varied
 
 FEW = 32  # classes, up to which one log_softmax is faster over another dimension
 
@@ -103,9 +103,11 @@ class Draws(Numbers):
 
         log_softmax over a short last dimension takes eight times as long as over any other.
         """
-        share, varied = label_smoothing, type(label_smoothing) is Varied
-        short = output.ndim == 2 and (varied or output.shape[1] <= FEW)
-        if not short or reduction == "mean" or ignore_index != -100:
+        share, varied = label_smoothing, isinstance(label_smoothing, Varied)
+        plain = output.ndim != 2 or reduction == "mean" or ignore_index != -100
+        if plain and varied:  # which torch would take for no smoothing
+            raise Disagree("label_smoothing differs")
+        if plain or (not varied and output.shape[1] > FEW):
             given |= {"reduction": reduction, "label_smoothing": share, "ignore_index": ignore_index}
             return F.cross_entropy(output, target, weight, **given)
         unlikely = -output.t().contiguous().log_softmax(0).t()
