@@ -163,6 +163,11 @@ def test_a_run_that_went_on_under_another_version_tells(server: Server, tmp_path
     code, lines = reproduce(f"run={run}")
     assert code == 0
     assert causes(lines)["torch"] == (f"2.11.0, then {here}", here)
+    assert server.run(["resume", "run=turns", "epochs=4"], tmp_path)[0] == 0  # its beginning is a part of a longer one
+    [longer] = (tmp_path / "outputs").glob("csv-*")
+    code, lines = reproduce(f"run={longer}")
+    assert code == 0
+    assert causes(lines)["torch"] == (f"2.11.0, then {here}", here)
 
 
 def test_dltrains_own_code_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 from dltrain.commands import parse
 from dltrain.commands.compare import scores
@@ -82,7 +83,7 @@ def surroundings(run: Run) -> dict[str, str]:
     found |= {key: [one.get(key) for one in under] for key in under[0]}
     found |= {key: [result.get(key)] for key in HOW}
     told = {key: [show(value) for value in each if value is not None] for key, each in found.items()}
-    return {key: ", then ".join(dict.fromkeys(each)) for key, each in told.items() if each}
+    return {key: ", then ".join(one for one, _ in groupby(each)) for key, each in told.items() if each}
 
 
 def _table(content: Config, key: str) -> Config:

@@ -94,7 +94,7 @@ def _extend(found: Run, new: Config, words: list[str], n: int) -> None:
 
 def _copy(found: Run, run: Run) -> None:
     """What a run has come to, for another to go on from there."""
-    for source in ("checkpoints", "metrics.jsonl", fingerprint.NAME):
+    for source in ("checkpoints", "metrics.jsonl", "environment.json", fingerprint.NAME):
         path = found.folder / source
         if path.is_dir():
             shutil.copytree(path, run.folder / source)
